@@ -1,0 +1,1 @@
+"""Everything that deploy.py does, one module per line of it."""

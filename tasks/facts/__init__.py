@@ -1,0 +1,1 @@
+"""What is on the host: facts and their parsers, nothing else."""

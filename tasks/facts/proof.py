@@ -1,0 +1,70 @@
+"""What the running server says of itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from pyinfra.api import FactBase
+
+from tasks import probe as at
+from tasks.rules.proof import Answers
+
+_SCRIPT = (Path(__file__).parent / "proof.sh").read_text()
+PROMPT = "The quick brown fox jumps over the lazy dog. " * 4
+N_PREDICT = 32
+
+
+class ServerProof(FactBase[Answers]):
+    """Asks /health, /props and /completion on the host itself, and reads the start's log."""
+
+    shell_executable = "sh"
+
+    def command(self, url: str, with_key: bool) -> str:
+        """The script, with the address in front. The API key is read on the host."""
+        request = {"prompt": PROMPT, "n_predict": N_PREDICT, "cache_prompt": False}
+        wanted = {
+            "url": url,
+            "key_file": at.API_KEY if with_key else "",
+            "unit": at.SERVER_UNIT,
+            "request": json.dumps(request),
+        }
+        head = "".join(f"{name}={shlex.quote(value)}\n" for name, value in wanted.items())
+        return head + _SCRIPT
+
+    def process(self, output: list[str]) -> Answers:
+        """Answers from the script's output."""
+        return parse(output)
+
+
+def parse(output: list[str]) -> Answers:
+    """Answers from lines of `key<TAB>value`. What is not JSON where it should be is left out."""
+    pairs = [line.split("\t", 1) for line in output if "\t" in line]
+    told = {key: value for key, value in pairs if key != "log"}
+    memory = told.get("memory_kib", "")
+    health = told.get("health", "")
+    exposure = told.get("exposure", "")
+    handles = told.get("gpu_handles", "")
+    on_gpus = [int(value) for key, value in pairs if key == "gpu_memory_mib" and value.isdigit()]
+    return Answers(
+        health=int(health) if health.isdigit() else None,
+        props=_object(told.get("props", "")),
+        completion=_object(told.get("completion", "")),
+        executable=told.get("executable") or None,
+        memory_bytes=int(memory) * 1024 if memory.isdigit() else None,
+        exposure=float(exposure) if re.fullmatch(r"\d+\.\d+", exposure) else None,
+        gpu_handles=int(handles) if handles.isdigit() else None,
+        gpu_memory_bytes=sum(on_gpus) * 1024**2 if on_gpus else None,
+        log=tuple(value for key, value in pairs if key == "log"),
+    )
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,619 @@
+"""Every setting: its type, default, unit and one sentence.
+
+Settings come from pyinfra's host data: inventories, group_data or ``--data name=value``. They are
+checked before a host is touched. ``docs/settings.md`` is printed by ``python -m tasks.settings``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from tasks.rules.hub_files import SHAPES, Reference, parse_reference
+
+LLAMA_CPP_COMMIT = "0c1e57098bba43ac29e6e3b677cdceebdd22334f"
+"""The commit that a release of this software was tested with."""
+
+PREFIXES = (
+    "llama_cpp_",
+    "model_",
+    "server_",
+    "proxy_",
+    "driver_",
+    "cuda_",
+    "container_",
+    "rpc_",
+    "hf_",
+    "report_",
+)
+"""A name of host data that starts so is meant for us: if it is no setting, it is misspelt."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9A-F]{40}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+_CACHE_TYPE = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+
+
+class SettingsError(ValueError):
+    """What is wrong with the settings of one host: one line for each fault."""
+
+    def __init__(self, faults: Iterable[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(self.faults))
+
+
+class Settings(BaseModel):
+    """What is wanted of one host."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    # llama.cpp
+    llama_cpp_version: str = Field(
+        LLAMA_CPP_COMMIT,
+        min_length=1,
+        description="Commit (40 hex digits), tag, branch, or `latest` (the newest `bN` tag). "
+        "Always resolved to a commit before anything is built.",
+    )
+    llama_cpp_repo: str = Field(
+        "https://github.com/ggml-org/llama.cpp.git",
+        min_length=1,
+        description="Git URL, or a path on the host, that the source is fetched from.",
+    )
+    llama_cpp_targets: tuple[str, ...] = Field(
+        ("llama-server", "llama-bench"),
+        description="Programs to build. `llama-server` is always among them.",
+    )
+    llama_cpp_backend: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="What llama.cpp is compiled for. `auto`: CUDA where there is an NVIDIA card, "
+        "else the CPU. With `cpu` no driver and no toolkit is installed.",
+    )
+    llama_cpp_native: bool = Field(
+        True,
+        description="Compile for exactly this host's CPU. Off: for any CPU of its architecture, "
+        "as far as llama.cpp's own defaults go.",
+    )
+    llama_cpp_cmake_args: dict[str, str] = Field(
+        {},
+        description="More CMake options, name to value. They win over ours. An option that the "
+        "source does not declare is an error.",
+    )
+    llama_cpp_jobs: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Compilers at a time. Unset: as many as cores and memory bear (2 GiB for each "
+        "C++ compiler, 3 GiB for each nvcc).",
+    )
+    llama_cpp_ccache_size: str = Field(
+        "5G",
+        pattern=r"^[0-9]+(\.[0-9]+)?[kMGT]i?$",
+        description="Upper limit of the compiler cache on the host, as ccache writes sizes.",
+    )
+    llama_cpp_build_timeout_seconds: Annotated[int, Field(ge=60)] = Field(
+        4 * 3600, description="A build that takes longer is stopped. Seconds."
+    )
+
+    # Model
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="The GGUF model to serve: `user/repo:QUANT`, `user/repo` (the best that fits) "
+        "or `user/repo/file.gguf` on the Hugging Face Hub; an http(s) URL; an absolute path on the "
+        "host; or `file:PATH` on this machine, to be copied to the host.",
+    )
+    model_sha256: Sha256 | None = Field(
+        None,
+        description="SHA-256 of that file, 64 hex digits. Needed for a URL; checked for a path "
+        "if given. The Hub tells its own.",
+    )
+    model_revision: str = Field(
+        "main",
+        pattern=r"^[\w./-]+$",
+        description="Branch, tag or commit of the Hub's repository. Always resolved to a commit.",
+    )
+    model_mmproj: str = Field(
+        "auto",
+        min_length=1,
+        description="The projector with which a model sees images: `auto` (the repository's, if it "
+        "has one), `none`, or a file of the repository.",
+    )
+    model_keep: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        1,
+        description="Models that were served before and stay on the host, the last ones first. "
+        "What else was downloaded is removed once the wanted model serves.",
+    )
+    model_download_timeout_seconds: Annotated[int, Field(ge=60)] = Field(
+        24 * 3600,
+        description="A download that takes longer is stopped, and resumed by the next "
+        "run. Seconds.",
+    )
+
+    # Hugging Face Hub
+    hf_endpoint: str = Field(
+        "https://huggingface.co",
+        pattern=r"^https?://[^\s/?#]+[^\s?#]*$",
+        description="Address of the Hub, or of a mirror that speaks its API.",
+    )
+    hf_token: SecretStr | None = Field(
+        None,
+        description="Token for gated and private repositories. Seen by the Hub only, and on the "
+        "host only while it downloads.",
+    )
+
+    # Server
+    server_host: str = Field(
+        "127.0.0.1",
+        pattern=r"^[0-9A-Za-z.:_-]+$",
+        description="Address that llama-server listens on. Beyond loopback an API key is required.",
+    )
+    server_port: Port = Field(8080, description="TCP port that llama-server listens on.")
+    server_alias: str | None = Field(
+        None,
+        pattern=r"^[\w./:@+ -]+$",
+        description="Model name that the API reports. Unset: the model's file name.",
+    )
+    server_cors_origins: str | None = Field(
+        "localhost",
+        pattern=r"^[\w.:/*,-]+$",
+        description="Origins whose web pages may ask the server, separated by commas; `*` for "
+        "any. Unset: llama.cpp's choice, which is any.",
+    )
+    server_ctx_size: Annotated[int, Field(ge=256)] = Field(
+        4096,
+        description="Context of each slot. Tokens. llama-server is given this times "
+        "`server_parallel`.",
+    )
+    server_parallel: Annotated[int, Field(ge=1, le=256)] = Field(
+        4, description="Slots: requests served at the same time."
+    )
+    server_batch_size: Annotated[int, Field(ge=1)] = Field(
+        2048, description="Logical batch size. Tokens."
+    )
+    server_ubatch_size: Annotated[int, Field(ge=1)] = Field(
+        512, description="Physical batch size, at most `server_batch_size`. Tokens."
+    )
+    server_n_predict: Annotated[int, Field(ge=-1)] = Field(
+        2048,
+        description="Most tokens that a request is answered with unless it asks for fewer "
+        "or more; -1 for no limit. Tokens.",
+    )
+    server_threads: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="CPU threads for generation. Unset: llama.cpp's choice."
+    )
+    server_threads_batch: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="CPU threads for prompts. Unset: as `server_threads`."
+    )
+    server_threads_http: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Threads that answer HTTP. Unset: llama.cpp's choice."
+    )
+    server_gpu_layers: Annotated[int, Field(ge=0)] | Literal["all", "auto"] = Field(
+        "all", description="Layers on the GPU where there is one."
+    )
+    server_gpus: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="GPUs that llama-server has to see before it starts. Unset: every NVIDIA card "
+        "of the host, or as many as `CUDA_VISIBLE_DEVICES` names in `server_environment`.",
+    )
+    server_environment: dict[str, str] = Field(
+        {},
+        description="More environment for llama-server, name to value (such as "
+        "`CUDA_VISIBLE_DEVICES`). It can be read by every user of the host: no secrets.",
+    )
+    server_flash_attn: Literal["on", "off", "auto"] = Field("auto", description="Flash attention.")
+    server_load_mode: Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"] = Field(
+        "auto", description="How weights are read into memory: llama.cpp's `--load-mode`."
+    )
+    server_cache_type_k: _CACHE_TYPE | None = Field(
+        None, description="Type of the K cache. Unset: f16."
+    )
+    server_cache_type_v: _CACHE_TYPE | None = Field(
+        None, description="Type of the V cache. Unset: f16."
+    )
+    server_log_verbosity: Annotated[int, Field(ge=0, le=5)] = Field(
+        4,
+        description="How much llama-server writes to the journal: 3 is llama.cpp's default; 4 says "
+        "at the start which layers are on which device, which the proof reads, and some 30 lines "
+        "for each request.",
+    )
+    server_metrics: bool = Field(True, description="Prometheus metrics at `/metrics`.")
+    server_require_api_key: bool | None = Field(
+        None,
+        description="Ask clients for the API key in `/etc/llamastead/api-key` (generated there if "
+        "the file is missing). Unset: exactly when the address is not loopback.",
+    )
+    server_extra_args: tuple[str, ...] = Field(
+        (), description="More arguments for llama-server, after ours, one list item each."
+    )
+    server_start_timeout_seconds: Annotated[int, Field(ge=5)] = Field(
+        900, description="A start that is not healthy by then has failed. Seconds."
+    )
+    server_stop_timeout_seconds: Annotated[int, Field(ge=1)] = Field(
+        30, description="A stop takes no longer, whatever clients do. Seconds."
+    )
+
+    # NVIDIA's driver
+    driver_source: Literal["auto", "nvidia", "distro", "none"] = Field(
+        "auto",
+        description="Where the driver is installed from: NVIDIA's repository, the distribution's "
+        "archive, or not at all. `auto`: a driver that suffices stays, else the source that "
+        "suits the distribution and Secure Boot.",
+    )
+    driver_version: str | None = Field(
+        None,
+        pattern=r"^[0-9]{3}(\.[0-9]+){0,2}$",
+        description="Driver branch (`580`) or exactly one version (`580.126.20`). Unset: the one "
+        "that suits card, distribution and toolkit.",
+    )
+    driver_modules: Literal["open", "proprietary"] | None = Field(
+        None, description="Kind of kernel modules. Unset: the open ones where the card has them."
+    )
+    driver_flavour: Literal["compute", "desktop"] = Field(
+        "compute",
+        description="What is installed of the driver: what CUDA needs, or what a desktop needs "
+        "as well.",
+    )
+    driver_remove_conflicts: bool = Field(
+        False,
+        description="Remove what stands in the driver's way: drivers of another branch or source, "
+        "`.run` installations, retired keys and old source lists. Off: it is reported.",
+    )
+
+    # CUDA toolkit
+    cuda_version: str | None = Field(
+        None,
+        pattern=r"^[0-9]{2}\.[0-9]{1,2}(\.[0-9]+)?$",
+        description="CUDA toolkit, minor (`12.9`) or patch release (`12.9.2`). Unset: one on the "
+        "host that fits, else the best that fits card, driver, compiler and C library.",
+    )
+    cuda_install_method: Literal["network", "local"] = Field(
+        "network",
+        description="`network`: NVIDIA's apt repository. `local`: its installer .deb for one "
+        "release, which carries a whole repository.",
+    )
+    cuda_packages: Literal["minimal", "full"] = Field(
+        "minimal",
+        description="The packages that compiling llama.cpp takes, or the whole toolkit.",
+    )
+    cuda_repo_url: str = Field(
+        "https://developer.download.nvidia.com/compute/cuda/repos",
+        pattern=r"^(https?|file)://\S+$",
+        description="Base address of NVIDIA's apt repositories, or of a mirror of them. The "
+        "distribution's folder (`ubuntu2404/x86_64/`) follows it.",
+    )
+    cuda_key_fingerprint: Fingerprint | None = Field(
+        None,
+        description="For a mirror that signs anew: the whole fingerprint of its key, 40 hex "
+        "digits in capitals. The key lies there under the name of NVIDIA's. Unset: NVIDIA's.",
+    )
+    cuda_local_installer_url: str | None = Field(
+        None,
+        pattern=r"^https?://\S+\.deb$",
+        description="Address of the installer .deb. Unset: NVIDIA's for the chosen release.",
+    )
+    cuda_local_installer_sha256: Sha256 | None = Field(
+        None,
+        description="SHA-256 of the installer .deb, 64 hex digits. Needed where none is known "
+        "for the release.",
+    )
+    cuda_keep_installer: bool = Field(
+        False,
+        description="Keep the local installer's repository on the host after the installation "
+        "(3 to 5 GB).",
+    )
+
+    # Container toolkit
+    container_toolkit: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="NVIDIA's container toolkit. `auto`: where there are an NVIDIA card and Docker "
+        "or Podman, but not inside WSL, where Docker Desktop brings its own.",
+    )
+    container_toolkit_version: str | None = Field(
+        None,
+        pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9]+)?$",
+        description="Version of its packages (`1.19.1`). Unset: the newest that was tested.",
+    )
+    container_toolkit_repo_url: str = Field(
+        "https://nvidia.github.io/libnvidia-container",
+        pattern=r"^(https?|file)://\S+$",
+        description="Base address of its apt repository and of the key beside it, or of a mirror.",
+    )
+    container_toolkit_key_fingerprint: Fingerprint | None = Field(
+        None, description="For a mirror that signs anew, as `cuda_key_fingerprint`."
+    )
+
+    # Proxies
+    proxy_http: str | None = Field(
+        None, pattern=r"^https?://\S+$", description="Proxy for http:// addresses."
+    )
+    proxy_https: str | None = Field(
+        None, pattern=r"^https?://\S+$", description="Proxy for https:// addresses."
+    )
+    proxy_no_proxy: str | None = Field(
+        None, description="Hosts reached without a proxy, separated by commas."
+    )
+    proxy_apt: str | None = Field(
+        None,
+        pattern=r"^(https?://\S+|DIRECT)$",
+        description="Proxy or package cache for apt. Unset: `proxy_http` and `proxy_https`.",
+    )
+
+    # Report
+    report_format: Literal["text", "json"] = Field(
+        "text",
+        description="How check.py prints the plan: a table for people, or on standard output one "
+        "line of JSON for each host.",
+    )
+
+    @field_validator("llama_cpp_targets", mode="after")
+    @classmethod
+    def _server_is_a_target(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        bad = [target for target in targets if not re.fullmatch(r"[a-z0-9-]+", target)]
+        if bad:
+            raise ValueError(f"{bad[0]!r} is no name of a llama.cpp program")
+        return tuple(dict.fromkeys(("llama-server", *targets)))
+
+    @field_validator("llama_cpp_version", "llama_cpp_repo", mode="after")
+    @classmethod
+    def _no_option(cls, value: str) -> str:
+        # These reach git's command line.
+        if value.startswith("-") or re.search(r"\s", value):
+            raise ValueError("must not start with '-' or contain white space")
+        return value
+
+    @field_validator("llama_cpp_cmake_args", mode="after")
+    @classmethod
+    def _cmake_names(cls, args: dict[str, str]) -> dict[str, str]:
+        for name, value in args.items():
+            if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+                raise ValueError(f"{name!r} is no name of a CMake option (write it without -D)")
+            if not value.isprintable():
+                raise ValueError(f"{name}: the value has a character that cannot be printed")
+        return args
+
+    @field_validator("server_environment", mode="after")
+    @classmethod
+    def _variables(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name, value in environment.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or not value.isprintable():
+                raise ValueError(f"{name!r} is no environment variable of one line")
+        return environment
+
+    @field_validator("model", mode="after")
+    @classmethod
+    def _one_of_the_kinds(cls, model: str | None) -> str | None:
+        # It stands in the unit's file, where a control character could end the line.
+        if model is None or (
+            model.isprintable() and re.match(r"^(https?://[^\s/]+/\S+|/.+|file:.+)$", model)
+        ):
+            return model
+        try:
+            parse_reference(model)
+        except ValueError as problem:
+            others = "an http(s) URL, an absolute path on the host, or file:PATH on this machine"
+            raise ValueError(f"{problem}; or {others}") from None
+        return model
+
+    @field_validator("hf_token", mode="after")
+    @classmethod
+    def _goes_into_a_header(cls, token: SecretStr | None) -> SecretStr | None:
+        # It reaches curl's configuration, where a quote or a line's end would mean something.
+        if token is not None and not re.fullmatch(r"[!#-\[\]-~]+", token.get_secret_value()):
+            raise ValueError("must be one word of plain characters, without quotes")
+        return token
+
+    @field_validator("server_extra_args", mode="after")
+    @classmethod
+    def _one_line_each(cls, args: tuple[str, ...]) -> tuple[str, ...]:
+        for arg in args:
+            if not arg.isprintable():
+                raise ValueError(f"{arg!r} has a character that cannot be printed")
+        return args
+
+    @model_validator(mode="after")
+    def _contradictions(self) -> Settings:
+        if self.model is not None and self.model.startswith("http") and self.model_sha256 is None:
+            raise ValueError(
+                "model_sha256: a model from a URL needs its SHA-256, so that what is served is "
+                "what was meant"
+            )
+        if self.model_reference is not None and self.model_sha256 is not None:
+            raise ValueError(
+                "model_sha256: the Hub tells the SHA-256 of its files; to pin a model of the Hub, "
+                "set model_revision to a commit"
+            )
+        if self.model_reference is None and self.model_mmproj not in {"auto", "none"}:
+            raise ValueError(f"model_mmproj: only for a model on the Hub ({SHAPES})")
+        if self.cuda_install_method == "local" and self.cuda_local_installer_url is not None:
+            if self.cuda_version is None:
+                raise ValueError(
+                    "cuda_version: cuda_local_installer_url names one release; say which "
+                    "(such as 12.9.2)"
+                )
+            if self.cuda_local_installer_sha256 is None:
+                raise ValueError(
+                    "cuda_local_installer_sha256: an installer from an address of your own needs "
+                    "its SHA-256"
+                )
+        if self.server_ubatch_size > self.server_batch_size:
+            raise ValueError(
+                f"server_ubatch_size: {self.server_ubatch_size} is more than server_batch_size "
+                f"({self.server_batch_size})"
+            )
+        if self.server_require_api_key is False and not self.is_loopback:
+            raise ValueError(
+                f"server_require_api_key: off, but server_host is {self.server_host}: beyond "
+                "loopback an API key is required"
+            )
+        return self
+
+    @property
+    def model_reference(self) -> Reference | None:
+        """The model on the Hub that is asked for."""
+        if self.model is None or re.match(r"https?://|/|file:", self.model):
+            return None
+        return parse_reference(self.model)
+
+    @property
+    def model_upload(self) -> str | None:
+        """Path on this machine of a model that is to be copied to the host."""
+        is_here = self.model is not None and self.model.startswith("file:")
+        return self.model.removeprefix("file:") if self.model and is_here else None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this host itself can reach the server."""
+        if self.server_host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.server_host).is_loopback
+        except ValueError:
+            return False  # a name, whatever it begins with
+
+    @property
+    def api_key_required(self) -> bool:
+        """Whether clients must show the API key."""
+        if self.server_require_api_key is None:
+            return not self.is_loopback
+        return self.server_require_api_key
+
+    @property
+    def proxy_environment(self) -> dict[str, str]:
+        """Environment that makes curl, git and friends use the proxies."""
+        pairs = {
+            "http_proxy": self.proxy_http,
+            "https_proxy": self.proxy_https,
+            "no_proxy": self.proxy_no_proxy,
+        }
+        return {name: value for name, value in pairs.items() if value}
+
+    @property
+    def apt_environment(self) -> dict[str, str]:
+        """Environment that makes apt use its proxy; apt honours the same names as curl."""
+        if self.proxy_apt is None:
+            return self.proxy_environment
+        if self.proxy_apt == "DIRECT":
+            return {"no_proxy": "*"}
+        return {"http_proxy": self.proxy_apt, "https_proxy": self.proxy_apt}
+
+
+def load(data: Mapping[str, Any]) -> Settings:
+    """Settings from pyinfra's host data, of which other names are left alone.
+
+    Raises SettingsError with one line for each fault: a misspelt name with the nearest right one,
+    a value of the wrong type or out of range, a contradiction.
+    """
+    known = Settings.model_fields
+    values = {name: _listed(value) for name, value in data.items() if name in known}
+    faults = [_misspelt(name) for name in sorted(data) if _is_misspelt(name)]
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        faults += [_fault(detail) for detail in error.errors(include_url=False)]
+        raise SettingsError(faults) from None
+    if faults:
+        raise SettingsError(faults)
+    return settings
+
+
+def _listed(value: Any) -> Any:
+    """Inventories write lists; the frozen model wants tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_misspelt(name: str) -> bool:
+    if name in Settings.model_fields:
+        return False
+    if name.startswith(PREFIXES):
+        return True
+    # A slip in the prefix itself (`sever_port`). pyinfra's own data never looks like a setting.
+    return bool(difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.87))
+
+
+def _misspelt(name: str) -> str:
+    nearest = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.6)
+    hint = f"did you mean {nearest[0]}?" if nearest else "docs/settings.md lists all of them"
+    return f"{name}: there is no such setting; {hint}"
+
+
+def _fault(detail: Any) -> str:
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not detail["loc"]:
+        return message
+    name = str(detail["loc"][0])
+    given = detail["input"]
+    message = message[:1].lower() + message[1:]
+    if name.startswith(("proxy_", "hf_")) or "://" in str(given):
+        return f"{name}: {message}"  # may hold a secret
+    if detail["type"] == "string_type" and isinstance(given, (int, float)):
+        message = (
+            f"{given!r} was read as a number; on the command line quote it: "
+            f"--data '{name}=\"{given}\"'"
+        )
+        return f"{name}: {message}"
+    return f"{name}: {message} (given: {given!r})"
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return " \\| ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return "list of " + _type_name(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        return "dictionary"
+    if get_args(annotation):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        return " \\| ".join(_type_name(kind) for kind in kinds)
+    name = str(annotation.__name__)
+    return {"str": "text", "SecretStr": "text", "int": "number", "bool": "yes or no"}.get(
+        name, name
+    )
+
+
+def _default_text(value: Any) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return "`True`" if value else "`False`"
+    if isinstance(value, tuple):
+        return f"`{list(value)}`"
+    return f"`{value}`"
+
+
+def markdown() -> str:
+    """The page docs/settings.md."""
+    lines = [
+        "# Settings",
+        "",
+        "This page is generated from `tasks/settings.py` by `./run python -m tasks.settings`.",
+        "",
+        "Put them into an inventory, into `group_data/`, or on the command line",
+        "(`--data server_port=9000`; quote text that looks like a number: `--data 'x=\"12.10\"'`).",
+        "",
+        "| setting | kind | default | what it does |",
+        "|---|---|---|---|",
+    ]
+    for name, field in Settings.model_fields.items():
+        lines.append(
+            f"| `{name}` | {_type_name(field.rebuild_annotation())} | "
+            f"{_default_text(field.default)} | {field.description} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
