@@ -1,0 +1,1 @@
+"""Pure decisions: settings and probe in, plan out. Nothing here imports pyinfra."""

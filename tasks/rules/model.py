@@ -1,0 +1,398 @@
+"""Which model files are fetched, where they are kept, what is served, and whether it fits."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from tasks import probe as at
+from tasks.probe import Probe
+from tasks.rules import model_record
+from tasks.rules.architecture import Shape
+from tasks.rules.findings import Finding, error
+from tasks.rules.hub_files import HubFile, HubModel
+from tasks.rules.model_record import Original, Record, Removal
+from tasks.rules.space import Need
+from tasks.settings import Settings
+
+GGUF_MAGIC = "47475546"
+"""`GGUF`, the first four bytes of every model file that llama.cpp reads."""
+
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the host was told when it asked for the first bytes of the model."""
+
+    error: str | None
+    """Why it could not be had; None if it can."""
+    size: int | None = None
+    magic: str | None = None
+    """First four bytes, as hex."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was looked up beside the host: on the Hub, on the controller, in a file's header."""
+
+    hub: HubModel | None = None
+    originals: tuple[Original, ...] = ()
+    """Files on the controller."""
+    shape: Shape | None = None
+    """None where no header could be read, or none was needed."""
+    alternatives: tuple[str, ...] = ()
+    """Smaller quantisations that fit as they are."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of a model."""
+
+    path: str
+    """Where the host has it, by its own name."""
+    sha256: str | None
+    size: int | None
+    """Bytes, where known."""
+    url: str | None = None
+    original: str | None = None
+    """Path on the controller."""
+    blob_stored: bool = False
+    """Whether its bytes are in the store, perhaps under another name."""
+    linked: bool = False
+
+    @property
+    def name(self) -> str:
+        """Without its folder."""
+        return posixpath.basename(self.path)
+
+    @property
+    def blob(self) -> str:
+        """Where the bytes are kept, once for each SHA-256."""
+        return f"{at.BLOBS}/{self.sha256}"
+
+    @property
+    def target(self) -> str:
+        """What the link under its own name says."""
+        return posixpath.relpath(self.blob, posixpath.dirname(self.path))
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model: its parts in order, and what sees for it."""
+
+    name: str
+    """How people call it."""
+    parts: tuple[ModelFile, ...]
+    """llama-server is given the first and finds the others beside it."""
+    projector: ModelFile | None = None
+    on_host: bool = False
+    """Whether the user named it by its path on the host: it stays where it is."""
+    verified: bool = False
+    """For such a file: whether it is there and known to be right."""
+    record: Record | None = None
+    record_path: str = ""
+    recorded: bool = False
+    has_served: bool = False
+    removal: Removal = field(default_factory=Removal)
+    """What may go once it serves."""
+
+    @property
+    def files(self) -> tuple[ModelFile, ...]:
+        """Everything that has to be on the host."""
+        return (*self.parts, *([self.projector] if self.projector else []))
+
+    @property
+    def path(self) -> str:
+        """What llama-server is given."""
+        return self.parts[0].path
+
+    @property
+    def url(self) -> str | None:
+        """Where its first file is fetched from; None for one that is not fetched."""
+        return self.parts[0].url
+
+    @property
+    def sha256(self) -> str | None:
+        """Of its first file."""
+        return self.parts[0].sha256
+
+    @property
+    def hub(self) -> HubModel | None:
+        """What it is on the Hub."""
+        return self.record.hub if self.record else None
+
+    @property
+    def missing(self) -> tuple[ModelFile, ...]:
+        """Files whose bytes the store lacks, each content once."""
+        if self.on_host:
+            return ()
+        return tuple({file.sha256: file for file in self.files if not file.blob_stored}.values())
+
+    @property
+    def stored(self) -> bool:
+        """Whether it is there, whole, and known to be right."""
+        if self.on_host:
+            return self.verified
+        return self.recorded and all(file.blob_stored and file.linked for file in self.files)
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of all its files, where known."""
+        sizes = [file.size for file in self.files if file.size is not None]
+        return sum(sizes) if len(sizes) == len(self.files) else None
+
+    def with_reach(self, reach: Reach | None) -> ModelPlan:
+        """The same with the size that the server told."""
+        first = self.parts[0]
+        if reach is None or first.size is not None:
+            return self
+        return replace(self, parts=(replace(first, size=reach.size), *self.parts[1:]))
+
+
+def file_name(url: str) -> str:
+    """A harmless file name for what a URL points at.
+
+    Only letters, digits, dot, dash and underscore, ending in .gguf.
+    """
+    last = posixpath.basename(unquote(urlsplit(url).path))
+    stem = re.sub(r"\.gguf$", "", last, flags=re.IGNORECASE)
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", stem)[-120:].lstrip(".-")
+    return f"{stem or 'model'}.gguf"
+
+
+def part_paths(path: str) -> tuple[str, ...]:
+    """All parts of a split model, of which the path of one is given; any other path by itself."""
+    found = _PART.fullmatch(path)
+    if found is None or not 1 < int(found[2]) < 1000:
+        return (path,)
+    stem, count = found[1], found[2]
+    return tuple(f"{stem}-{number:05d}-of-{count}.gguf" for number in range(1, int(count) + 1))
+
+
+def _harmless(path: str) -> str:
+    """A path in a repository as a path in the store: each part of it a plain file name."""
+    parts = (re.sub(r"[^A-Za-z0-9._-]", "_", part).lstrip(".-") for part in path.split("/"))
+    return "/".join(part or "_" for part in parts)
+
+
+def plan(settings: Settings, probe: Probe, found: Found | None = None) -> ModelPlan | None:
+    """The model that the settings name; None if they name none, or if it could not be looked up."""
+    model, sha256 = settings.model, settings.model_sha256
+    found = found or Found()
+    if model is None:
+        return None
+    if model.startswith("/"):
+        return _on_host(model, sha256, probe)
+    if settings.model_upload is not None:
+        return _of_originals(settings, probe, found) if found.originals else None
+    if settings.model_reference is not None:
+        return _of_hub(settings, probe, found.hub) if found.hub else None
+    assert sha256 is not None  # settings refuse a URL without it
+    path = f"{at.MODELS}/{sha256[:12]}/{file_name(model)}"
+    file = _file(probe, path, sha256, None, url=model)
+    return _kept(settings, probe, file_name(model), (file,))
+
+
+def _shown(model: str) -> str:
+    """A model as it may be printed: an address without credentials, and what may sign it."""
+    if not model.startswith("http"):
+        return model
+    parts = urlsplit(model)
+    netloc = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+
+
+def _on_host(path: str, sha256: str | None, probe: Probe) -> ModelPlan:
+    there = probe.model_path
+    first, *others = part_paths(path)
+    parts = [ModelFile(first, sha256, there.size if there else None)]
+    parts += [ModelFile(other, None, None) for other in others]
+    return ModelPlan(
+        name=posixpath.basename(first),
+        parts=tuple(parts),
+        on_host=True,
+        verified=there is not None and there.exists and sha256 in (None, there.sha256),
+    )
+
+
+def _of_originals(settings: Settings, probe: Probe, found: Found) -> ModelPlan:
+    folder = f"{at.MODELS}/{found.originals[0].sha256[:12]}"
+    parts = tuple(
+        _file(
+            probe,
+            f"{folder}/{_harmless(posixpath.basename(each.path))}",
+            each.sha256,
+            each.size,
+            original=each.path,
+        )
+        for each in found.originals
+    )
+    return _kept(settings, probe, parts[0].name, parts, originals=found.originals)
+
+
+def _of_hub(settings: Settings, probe: Probe, hub: HubModel) -> ModelPlan:
+    # Parts keep their names and lie side by side: that is how llama.cpp finds them.
+    folder = f"{at.MODELS}/{_harmless(hub.reference.repo)}/{hub.commit[:12]}"
+
+    def file(each: HubFile) -> ModelFile:
+        assert each.sha256 is not None  # what has none is not chosen
+        path = f"{folder}/{_harmless(each.path)}"
+        return _file(probe, path, each.sha256, each.size, url=each.url)
+
+    parts = tuple(file(each) for each in hub.candidate.files)
+    projector = file(hub.projector) if hub.projector else None
+    name = f"{posixpath.basename(_harmless(hub.candidate.name))}.gguf"
+    return _kept(settings, probe, name, parts, projector, hub=hub)
+
+
+def _file(
+    probe: Probe,
+    path: str,
+    sha256: str,
+    size: int | None,
+    url: str | None = None,
+    original: str | None = None,
+) -> ModelFile:
+    stored = probe.blobs.get(sha256)
+    file = ModelFile(
+        path, sha256, size if size is not None else stored, url, original, stored is not None
+    )
+    return replace(file, linked=probe.links.get(path) == file.target)
+
+
+def _kept(
+    settings: Settings,
+    probe: Probe,
+    name: str,
+    parts: tuple[ModelFile, ...],
+    projector: ModelFile | None = None,
+    hub: HubModel | None = None,
+    originals: tuple[Original, ...] = (),
+) -> ModelPlan:
+    """A model in the store, with its record."""
+    files: Mapping[str, str] = {
+        file.path: file.sha256 or "" for file in (*parts, *([projector] if projector else []))
+    }
+    record = Record(_shown(settings.model or ""), files, hub, originals)
+    path = model_record.path_of(settings)
+    time, text = probe.records.get(path, (0, ""))
+    return ModelPlan(
+        name=name,
+        parts=parts,
+        projector=projector,
+        record=record,
+        record_path=path,
+        recorded=text == record.as_json(),
+        has_served=time > 0,
+        removal=model_record.removal(
+            path, record, probe, settings.model_keep, settings.server_extra_args
+        ),
+    )
+
+
+def pinned(settings: Settings, probe: Probe) -> Record | None:
+    """The record of the wanted model, if all that it tells of is whole on the host."""
+    _, text = probe.records.get(model_record.path_of(settings), (0, ""))
+    record = Record.from_json(text) if text else None
+    if record is None or any(sha256 not in probe.blobs for sha256 in record.files.values()):
+        return None
+    return record
+
+
+def findings(
+    settings: Settings, model: ModelPlan | None, probe: Probe, reach: Reach | None = None
+) -> Iterator[Finding]:
+    """What stands in the way of having the model."""
+    wanted = settings.model
+    if wanted is None:
+        yield error(
+            "no-model",
+            "no model is set",
+            "llama-server without a model serves nothing",
+            "Set `model`, for instance to `user/repo:Q4_K_M` of the Hugging Face Hub.",
+        )
+    if wanted is None or model is None:
+        return
+    if model.on_host:
+        yield from _path_findings(model, probe)
+        return
+    if wanted.startswith("http") and len(part_paths(file_name(wanted))) > 1:
+        yield error(
+            "model-incomplete",
+            f"model: {model.name} is one part of a split model",
+            "llama.cpp loads a split model only whole",
+            "Name it as `user/repo:QUANT` if it is on the Hub, else join the parts with "
+            "`llama-gguf-split --merge`.",
+        )
+    if reach is not None:
+        yield from _reach_findings(model, reach)
+
+
+def sentence(model: ModelPlan) -> str:
+    """What is done about it, for people."""
+    size = f"{model.size / 1e6:,.1f} MB" if model.size else "size unknown"
+    count = f", {len(model.files)} files" if len(model.files) > 1 else ""
+    hub = model.hub
+    where = f" of {hub.reference.repo} at commit {hub.commit[:12]}" if hub else ""
+    missing = [file.size or 0 for file in model.missing]
+    doing = "use"
+    if missing:
+        doing = "copy" if model.missing[0].original else "fetch"
+        if model.size and 0 < sum(missing) < model.size:
+            count += f", {sum(missing) / 1e6:,.1f} MB of them missing"
+    return f"{doing} {model.name}{where} ({size}{count})"
+
+
+def _path_findings(model: ModelPlan, probe: Probe) -> Iterator[Finding]:
+    there = probe.model_path
+    if there is None or not there.exists:
+        yield error(
+            "model-missing",
+            f"model: there is no file {model.path} on the host",
+            fix="Copy it there, or set `model` to a URL.",
+        )
+        return
+    if there.magic != GGUF_MAGIC:
+        yield _not_gguf(model.path, there.magic)
+    if not there.world_readable:
+        yield error(
+            "model-unreadable",
+            f"model: {model.path} can be read by its owner only",
+            "llama-server runs as a user of its own",
+            f"On the host: `chmod o+r {model.path}`.",
+        )
+
+
+def _reach_findings(model: ModelPlan, reach: Reach) -> Iterator[Finding]:
+    if reach.error is not None:
+        if model.record and model.record.hub and re.search(r"\b40[13]\b", reach.error):
+            return  # asked without the token; the controller was let in
+        yield error(
+            "model-unreachable",
+            f"model: the host cannot get {model.url}: {reach.error}",
+            fix="Check the address, and proxy_http/proxy_https if the host needs a proxy.",
+        )
+    elif reach.magic is not None and reach.magic != GGUF_MAGIC:
+        yield _not_gguf(model.url or model.path, reach.magic)
+
+
+def needs(model: ModelPlan | None, probe: Probe) -> Iterator[Need]:
+    """Disk space that its files take."""
+    for file in model.missing if model is not None else ():
+        if file.size and file.sha256:
+            missing = max(0, file.size - probe.partials.get(file.sha256, 0))
+            yield Need(at.STATE, missing, file.name)
+
+
+def _not_gguf(where: str, magic: str | None) -> Finding:
+    begins = bytes.fromhex(magic or "")
+    return error(
+        "model-not-gguf",
+        f"model: {where} is not a GGUF file: it begins with {begins!r}",
+        "llama.cpp reads GGUF only",
+        "Give the address of the file itself, not of a page about it.",
+    )

@@ -1,0 +1,153 @@
+"""What a host keeps of the models that it was given, and which of them it may let go.
+
+A record is a file of one line for each model that was asked for: where it is from, down to the
+bytes, and which files are its. Its time is when the model was last proven to serve; 1970 if never.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pydantic import TypeAdapter, ValidationError
+
+from tasks import probe as at
+from tasks.rules.hub_files import HubModel
+from tasks.settings import Settings
+
+
+@dataclass(frozen=True)
+class Original:
+    """A file on the controller, as it was when it was read through."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A model that a host was given."""
+
+    model: str
+    """As the settings say it."""
+    files: Mapping[str, str]
+    """Path to SHA-256."""
+    hub: HubModel | None = None
+    originals: tuple[Original, ...] = ()
+
+    def as_json(self) -> str:
+        """One line."""
+        return TypeAdapter(Record).dump_json(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Record | None:
+        """What was kept; None for what is damaged, or from another version of this software."""
+        try:
+            return TypeAdapter(Record).validate_json(text)
+        except ValidationError:
+            return None
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What goes once the wanted model serves."""
+
+    records: tuple[str, ...] = ()
+    """Paths."""
+    links: tuple[str, ...] = ()
+    blobs: tuple[str, ...] = ()
+    """SHA-256 of each. One that a process has open stays all the same."""
+    partials: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    """What they were, for people."""
+    bytes: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.partials)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A record on the host, and when its model was last proven to serve."""
+
+    path: str
+    time: int
+    record: Record = field(compare=False)
+
+
+def path_of(settings: Settings) -> str:
+    """Where the record of the model that the settings name is kept.
+
+    Another revision or projector is another model: where the Hub cannot be asked, one must not
+    stand in for the other.
+    """
+    named = (settings.model, settings.model_sha256, settings.model_revision, settings.model_mmproj)
+    key = hashlib.sha256("\n".join(each or "" for each in named).encode()).hexdigest()[:16]
+    return f"{at.RECORDS}/{key}.json"
+
+
+def read(told: Mapping[str, tuple[int, str]]) -> tuple[Kept, ...]:
+    """The records that can be read, the last first."""
+    kept = []
+    for path, (time, text) in told.items():
+        record = Record.from_json(text)
+        if record is not None:
+            kept.append(Kept(path, time, record))
+    return tuple(sorted(kept, key=lambda each: (-each.time, each.path)))
+
+
+def removal(
+    current: str, wanted: Record, probe: at.Probe, keep: int | str, protected: Iterable[str] = ()
+) -> Removal:
+    """What is neither the wanted model's nor one of the last ones before it.
+
+    current is the path of the wanted model's record. What no record tells of is not touched;
+    neither is a file whose path stands in protected, such as the server's arguments.
+    """
+    others = [each for each in read(probe.records) if each.path != current]
+    # What never served is nothing to go back to.
+    kept = others if keep == "all" else [each for each in others if each.time > 0][: int(keep)]
+    gone = [each for each in others if each not in kept]
+    stays: dict[str, str] = dict(wanted.files)
+    for each in kept:
+        stays |= each.record.files
+    said = " ".join(protected)
+    links, blobs = [], []
+    for each in gone:
+        for path, sha256 in each.record.files.items():
+            if path in stays or not _is_ours(path) or path in said:
+                continue
+            links.append(path)
+            if sha256 not in stays.values() and sha256 in probe.blobs and sha256 not in said:
+                blobs.append(sha256)
+    # A link of somebody's own holds what it points at.
+    held = {
+        posixpath.basename(target) for path, target in probe.links.items() if path not in set(links)
+    }
+    blobs = [sha256 for sha256 in dict.fromkeys(blobs) if sha256 not in held]
+    partials = [sha256 for sha256 in probe.partials if sha256 not in wanted.files.values()]
+    return Removal(
+        records=tuple(each.path for each in gone),
+        links=tuple(dict.fromkeys(links)),
+        blobs=tuple(blobs),
+        partials=tuple(partials),
+        models=tuple(each.record.model for each in gone),
+        bytes=sum(probe.blobs[sha256] for sha256 in blobs)
+        + sum(probe.partials[sha256] for sha256 in partials),
+    )
+
+
+def sentence(removal: Removal) -> str:
+    """What goes, for people."""
+    parts = [f"remove {', '.join(removal.models)}"] if removal.models else []
+    parts += ["remove downloads that were given up"] if removal.partials else []
+    return f"{' and '.join(parts)} once it serves ({removal.bytes / 1e6:,.1f} MB)"
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a record may name it: it was read from the host, and root is to remove it."""
+    return path == posixpath.normpath(path) and path.startswith(f"{at.MODELS}/")
