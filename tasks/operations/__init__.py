@@ -1,0 +1,1 @@
+"""Idempotent building blocks that pyinfra lacks."""

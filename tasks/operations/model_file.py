@@ -1,0 +1,180 @@
+"""Model files: fetched to a temporary name, checked, kept once for each SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import shlex
+from collections.abc import Generator
+from pathlib import Path
+
+from pyinfra.api import operation
+from pyinfra.api.command import FileUploadCommand, PyinfraCommand
+
+from tasks import probe as at
+from tasks.operations import shell
+from tasks.operations.job import Job, finished
+from tasks.rules.model import ModelFile, ModelPlan
+from tasks.rules.model_record import Removal
+from tasks.settings import Settings
+
+_FETCH = (Path(__file__).parents[2] / "files" / "fetch-model.sh").read_text()
+_VERIFY = """
+echo "checking the SHA-256 of $FILE"
+before=$(stat -L -c '%s %Y %i' "$FILE")
+actual=$(sha256sum <"$FILE" | cut -d' ' -f1)
+[ "$actual" = "$SHA256" ] || {
+    echo "error: $FILE has SHA-256 $actual, not the $SHA256 that model_sha256 asks for"
+    exit 1
+}
+printf '%s %s\\n' "$actual" "$before" >"$MARK.new" && mv "$MARK.new" "$MARK"
+"""
+
+
+@operation()
+def fetched(model: ModelPlan, settings: Settings) -> Generator[PyinfraCommand, None, None]:
+    """Download what the store lacks of a model, each file checked, to the folder for downloads."""
+    files = [file for file in model.missing if file.url]
+    secrets, server = {}, ""
+    if model.hub is not None and settings.hf_token is not None:
+        secrets = {"hf-token": settings.hf_token.get_secret_value()}
+        server = "/".join(settings.hf_endpoint.split("/")[:3])
+    key = hashlib.sha256("".join(file.sha256 or "" for file in files).encode()).hexdigest()
+    yield from finished._inner(
+        job=Job(
+            name="fetch",
+            key=key[:16],
+            script=_FETCH,
+            variables={
+                "INCOMING": at.INCOMING,
+                "FILES": "\n".join(f"{each.sha256} {each.size or 0} {each.name}" for each in files),
+                "TOKEN_SERVER": server,
+                "STALL": "60",
+                "PAUSE": "2",
+            },
+            # An address can be signed, and a proxy's can hold a password.
+            environment={
+                **settings.proxy_environment,
+                "URLS": " ".join(each.url or "" for each in files),
+            },
+            secrets=secrets,
+            user=at.WORKER_USER,
+            writable=(at.INCOMING,),
+            timeout_seconds=settings.model_download_timeout_seconds,
+        )
+    )
+
+
+@operation()
+def copied(model: ModelPlan) -> Generator[PyinfraCommand, None, None]:
+    """Copy what the store lacks of a model from this machine, each file checked."""
+    for file in model.missing:
+        assert file.original is not None
+        # In the store itself, where root alone gets, under a name that is no blob's.
+        new = f"{at.BLOBS}/.{file.sha256}.copy"
+        yield shell.command(f"install -d -m 755 {at.MODELS} {at.BLOBS}; rm -rf {new}")
+        yield FileUploadCommand(file.original, new)
+        yield shell.command(
+            f'actual=$(sha256sum <{new} | cut -c1-64); [ "$actual" = {file.sha256} ] || '
+            f"{{ rm -f {new}; echo {shlex.quote(file.name)} changed while it was copied >&2; "
+            f"exit 1; }}\nchown root:root {new}; chmod 644 {new}; sync {new}\n"
+            f"mv -T {new} {file.blob}"
+        )
+
+
+@operation()
+def stored(model: ModelPlan) -> Generator[PyinfraCommand, None, None]:
+    """Move what was downloaded into the store, give each file its name, and write down what it is.
+
+    Under a final name there is always a whole file with the right SHA-256, or none.
+    """
+    assert model.record is not None
+    yield shell.command("\n".join(map(_hand_over, model.files)))
+    record, new = model.record_path, f"{model.record_path}.new"
+    yield shell.command(
+        f"mkdir -p {at.RECORDS} && printf '%s\\n' {shlex.quote(model.record.as_json())} >{new} && "
+        f"chmod 644 {new} && touch -d @0 {new} && "
+        f"{{ [ ! -e {record} ] || touch -r {record} {new}; }} && mv -T {new} {record}"
+    )
+
+
+@operation()
+def served(model: ModelPlan) -> Generator[PyinfraCommand, None, None]:
+    """Note in a model's record that it serves now: the last ones are kept."""
+    yield shell.command(f"touch {model.record_path}")
+
+
+@operation()
+def removed(removal: Removal) -> Generator[PyinfraCommand, None, None]:
+    """Remove models from the store, but for files that a process has open or mapped."""
+    yield shell.command(removal_script(removal))
+
+
+def removal_script(removal: Removal) -> str:
+    """Shell that removes them.
+
+    The records go last, and only with all that they tell of: what was cut short, or had to stay, is
+    made up for by the next run.
+    """
+    blobs = [f"{at.BLOBS}/{sha256}" for sha256 in removal.blobs]
+    partials = [f"{at.INCOMING}/{sha256}.part" for sha256 in removal.partials]
+    return f"""
+set -- {shlex.join([*blobs, *partials])}
+for file; do
+  if grep -qsF -- "$file" /proc/[0-9]*/maps ||
+     find /proc/[0-9]*/fd -lname "$file" 2>/dev/null | grep -q .
+  then echo "$file is in use and stays"; stays=yes
+  else rm -f "$file"
+  fi
+done
+[ -z "$stays" ] || exit 0
+rm -f {shlex.join([*removal.links, *removal.records])}
+find {at.MODELS} -mindepth 1 -type d -empty -delete
+"""
+
+
+@operation()
+def verified(model: ModelPlan, settings: Settings) -> Generator[PyinfraCommand, None, None]:
+    """Check the SHA-256 of a file that is on the host already, and remember that it was right."""
+    assert model.sha256 is not None
+    folder = f"{at.STATE}/verified"
+    yield shell.command(f"install -d -m 755 {at.STATE} {folder}")
+    yield from finished._inner(
+        job=Job(
+            name="verify",
+            key=model.sha256,
+            script='MARK=$FOLDER/$(printf %s "$FILE" | sha256sum | cut -d" " -f1)\n' + _VERIFY,
+            variables={"FILE": model.path, "SHA256": model.sha256, "FOLDER": folder},
+            user="root",
+            capabilities="CAP_DAC_READ_SEARCH",
+            writable=(folder,),
+            timeout_seconds=settings.model_download_timeout_seconds,
+        )
+    )
+
+
+def _hand_over(file: ModelFile) -> str:
+    """Shell that moves a checked file into the store and links its name to it."""
+    part, blob, path = f"{at.INCOMING}/{file.sha256}.part", file.blob, shlex.quote(file.path)
+    folder = shlex.quote(posixpath.dirname(file.path))
+    return f"""
+set -e
+install -d -m 755 {at.MODELS} {at.BLOBS} {folder}
+if [ -e {part} ] && [ ! -e {blob} ]; then
+  # It comes from an unprivileged user's folder: looked at, and changed, only where root alone gets.
+  new={at.BLOBS}/.new
+  rm -rf $new
+  mv -T {part} $new
+  if [ -L $new ] || [ ! -f $new ] || [ "$(stat -c %h $new)" != 1 ]; then
+    rm -rf $new
+    echo "{part} was not a file of its own" >&2
+    exit 1
+  fi
+  chown root:root $new; chmod 644 $new; sync $new
+  mv -T $new {blob}
+fi
+rm -f {part}
+[ -e {blob} ]
+ln -sfn {file.target} {folder}/.new
+mv -T {folder}/.new {path}
+"""

@@ -1,0 +1,79 @@
+"""Running commands on a host from inside an operation, with the operation's own sudo."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import gevent
+from gevent import GreenletExit
+from pyinfra.api import Host, State, StringCommand
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
+from pyinfra.api.command import FunctionCommand
+from pyinfra.connectors.util import CommandOutput
+from pyinfra.context import ctx_host, ctx_state
+
+
+def command(script: str) -> StringCommand:
+    """A shell script as a command. Others can read what it makes, whatever root's umask is."""
+    return StringCommand(f"umask 022\n{script}")
+
+
+def run(host: Host, script: str, stdin: str = "") -> tuple[bool, CommandOutput]:
+    """Run a shell script as the operation at hand would run it.
+
+    stdin is where secrets go: a command is printed by -vv and stands in the host's process list.
+    """
+    arguments = _as_the_operation(host)
+    if stdin:
+        arguments["_stdin"] = stdin
+    return host.run_shell_command(command(script), **arguments)
+
+
+def start(host: Host, script: str) -> None:
+    """Start a shell script beside the run; it ends with the connection at the latest."""
+    gevent.spawn(host.run_shell_command, command(script), **_as_the_operation(host))
+
+
+def _as_the_operation(host: Host) -> dict[str, Any]:
+    arguments: Any = host.current_op_global_arguments or {}
+    connector = {
+        name: value for name, value in arguments.items() if name in CONNECTOR_ARGUMENT_KEYS
+    }
+    said = {"print_input": host.state.print_input, "print_output": host.state.print_output}
+    return {**connector, **said}
+
+
+def say(host: Host, message: str) -> None:
+    """Tell the person who watches."""
+    host.log(message)
+
+
+def complain(host: Host, message: str) -> None:
+    """Tell the person who watches that something is wrong."""
+    host.log_styled(message, fg="red")
+
+
+def _fail(
+    state: State,  # noqa: ARG001  # pyinfra calls it so
+    host: Host,
+    messages: tuple[str, ...],
+) -> bool:
+    for message in messages:
+        complain(host, message)
+    return False
+
+
+def failure(*messages: str) -> FunctionCommand:
+    """A command that fails the operation on this host alone, with these lines and no traceback."""
+    return FunctionCommand(_fail, [messages], {})
+
+
+def abandon() -> NoReturn:
+    """Take the host at hand out of the run; the others go on.
+
+    Raises PyinfraError if no host is left, and GreenletExit otherwise: pyinfra loads the deploy
+    file once for each host in a greenlet of its own, and GreenletExit ends that one quietly.
+    """
+    # The host itself: pyinfra keeps what it is given, and the name `host` means another later.
+    ctx_state.get().fail_hosts({ctx_host.get()})  # type: ignore[no-untyped-call]
+    raise GreenletExit
