@@ -64,9 +64,11 @@ class ProcessGroup:
 
     def processes(self) -> Iterator[int]:
         """Yield the numbers of the processes in the group, also of those deeper in it."""
-        for file in self.path.rglob("cgroup.procs"):
-            with suppress(OSError):  # gone since it was listed
-                yield from (int(line) for line in file.read_text().split() if line != "0")
+        # Groups come and go meanwhile: os.walk passes over a folder that is gone, rglob raises.
+        for folder, _, _ in os.walk(self.path):
+            with suppress(OSError):
+                listed = Path(folder, "cgroup.procs").read_text()
+                yield from (int(line) for line in listed.split() if line != "0")
 
     @property
     def is_empty(self) -> bool:
