@@ -23,6 +23,9 @@ from tasks.probe import LOGS
 RUN = "/run/llamastead"
 POLL_SECONDS = 5
 """One command asks for that long, so that a job of an hour costs 720 short commands at most."""
+ENDED = ("exited", "dead", "failed")
+"""States of a unit that is over. One that ends goes through others, such as stop-sigterm, for as
+long as a process of its own is left."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def run_to_end(
             shell.complain(host, "It goes on; run this again to wait for it.")
             return False
         unit, lines = _answer(output.stdout_lines)
-        if unit.get("SubState") not in ("running", "start", "start-pre"):
+        if unit.get("SubState", "dead") in ENDED:
             break
         if interrupted:
             shell.complain(
@@ -179,7 +182,10 @@ echo started
 """
 
 
-_WAIT_FOR = "while [ $(systemctl show {unit} -p SubState --value) = running ]; do sleep 1; done"
+_WAIT_FOR = f"""
+until case $(systemctl show {{unit}} -p SubState --value) in {"|".join(ENDED)}) ;; *) false; esac
+do sleep 1; done
+""".strip()
 
 
 def _sandbox(job: Job) -> dict[str, str]:
@@ -222,8 +228,8 @@ def wait_command(job: Job) -> str:
 n=0
 while [ $n -lt {POLL_SECONDS} ]; do
   case $(systemctl show {job.unit} -p SubState --value) in
-    running|start|start-pre) sleep 1 ;;
-    *) break ;;
+    {"|".join(ENDED)}|"") break ;;
+    *) sleep 1 ;;
   esac
   n=$((n + 1))
 done

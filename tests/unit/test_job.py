@@ -3,10 +3,12 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tasks.operations.job import (
+    _WAIT_FOR,
     Job,
     _answer,
     _environment_value,
@@ -31,6 +33,22 @@ JOB = Job(
 def test_the_commands_are_valid_shell() -> None:
     for command in (start_command(JOB), wait_command(JOB)):
         subprocess.run(["sh", "-n", "-c", command], check=True)
+
+
+def test_a_unit_that_still_ends_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "systemctl").write_text(
+        f"""#!/bin/sh
+        case "$*" in *--value) echo x >>{tmp_path}/asked ;; *) echo Result=exit-code; exit ;; esac
+        [ $(wc -l <{tmp_path}/asked) -gt 1 ] && echo failed || echo stop-sigterm
+        """
+    )
+    (tmp_path / "systemctl").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    for command in (wait_command(JOB), _WAIT_FOR.format(unit=JOB.unit)):
+        subprocess.run(["sh", "-c", command], env=env, check=True, capture_output=True, timeout=20)
+        asked = tmp_path / "asked"
+        assert asked.read_text() == "x\nx\n"
+        asked.unlink()
 
 
 def test_what_may_be_secret_goes_by_a_pipe_into_files_that_only_root_reads() -> None:
