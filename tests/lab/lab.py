@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -35,8 +36,8 @@ class Lab:
         if reason := obstacle():
             raise LabError(reason)
         self.name = name
-        self.directory = cache_directory("labs") / name
-        self._lock = cache_directory("locks") / f"{name}.lock"
+        self.directory = _labs() / name
+        self._lock = cache_directory("locks", _labs().name) / f"{name}.lock"
         self.ssh_key = self.directory / "ssh" / "id_ed25519"
         self.ssh_config = self.directory / "ssh" / "config"
         self.known_hosts = self.directory / "ssh" / "known_hosts"
@@ -218,4 +219,13 @@ class Lab:
 
 def labs() -> list[Lab]:
     """Return the labs of this user that are up, or were and have not been taken down."""
-    return [Lab(path.name) for path in sorted(cache_directory("labs").iterdir()) if path.is_dir()]
+    return [Lab(path.name) for path in sorted(_labs().iterdir()) if path.is_dir()]
+
+
+def _labs() -> Path:
+    """Folder of the labs that this process knows.
+
+    Two test runs at a time need two of them, or one takes down what the other has under the same
+    name. What takes long to make, such as base roots, they share.
+    """
+    return cache_directory(os.environ.get("LLAMASTEAD_LABS") or "labs")
