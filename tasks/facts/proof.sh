@@ -21,7 +21,7 @@ command -v nvidia-smi >/dev/null 2>&1 &&
     sed -n "s/^ *$pid, *\([0-9]*\).*/gpu_memory_mib$tab\1/p"
 invocation=$(systemctl show "$unit" -p InvocationID --value)
 journalctl -q --no-pager -o cat "_SYSTEMD_INVOCATION_ID=$invocation" 2>/dev/null |
-    grep -E 'offloaded [0-9]+/[0-9]+ layers|found [0-9]+ CUDA devices|  Device [0-9]+: |model buffer size|KV buffer size|compute buffer size|n_layer ' |
+    grep -E 'offloaded [0-9]+/[0-9]+ layers|found [0-9]+ CUDA devices|using device |  Device [0-9]+: |model buffer size|KV buffer size|compute buffer size|n_layer ' |
     tail -n 60 | sed "s/^/log$tab/"
 printf 'exposure\t%s\n' "$(systemd-analyze security "$unit" --no-pager 2>/dev/null | sed -n 's/.*Overall exposure level for [^:]*: \([0-9.]*\).*/\1/p')"
 printf 'end\t1\n'

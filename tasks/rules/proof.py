@@ -97,10 +97,7 @@ def judge(url: str, answers: Answers, on_gpu: bool = False) -> Verdict:
 
 
 def _device(answers: Answers) -> tuple[str, str]:
-    names = [
-        match[1] for line in answers.log if (match := re.search(r"Device \d+: ([^,]+),", line))
-    ]
-    device = ", ".join(names) or "GPU"
+    device = ", ".join(_devices(answers.log)) or "GPU"
     offloaded = [
         m for line in answers.log if (m := re.search(r"offloaded (\d+)/(\d+) layers", line))
     ]
@@ -113,6 +110,17 @@ def _device(answers: Answers) -> tuple[str, str]:
     if answers.gpu_handles and not answers.log:
         return device, "not in the log any more; the GPU is in use"
     return CPU, "all on the CPU"
+
+
+def _devices(log: tuple[str, ...]) -> list[str]:
+    """Names of the cards, as the model's loader says which it uses, or the backend which it found.
+
+    What the backend says alone stands at the start of older logs and in none of newer ones.
+    """
+    for pattern in (r"using device \S+ \((.+?)\) \(", r"Device \d+: ([^,]+),"):
+        if names := [match[1] for line in log if (match := re.search(pattern, line))]:
+            return names
+    return []
 
 
 def table(host: str, verdict: Verdict) -> list[tuple[str, str]]:

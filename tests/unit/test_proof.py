@@ -49,6 +49,17 @@ def test_the_gpu_and_its_layers_are_read_from_the_log_of_this_start() -> None:
     assert verdict.layers == "25 of 25 on the GPU"
 
 
+def test_the_loader_names_the_cards_that_it_uses() -> None:
+    log = (
+        "I llama_prepare_model_devices: using device CUDA0 (NVIDIA H100) (0000:00:06.0) - 80 MiB",
+        "I llama_prepare_model_devices: using device CUDA1 (NVIDIA L4 (Ada)) (0000:00:07.0) - 4",
+        "0.00.200.816 I load_tensors: offloaded 3/3 layers to GPU",
+    )
+    verdict = judge(URL, replace(GOOD, log=log), on_gpu=True)
+    assert verdict.device == "NVIDIA H100, NVIDIA L4 (Ada)"
+    assert verdict.layers == "3 of 3 on the GPU"
+
+
 def test_a_gpu_with_no_layer_on_it_is_no_gpu() -> None:
     log = (*GPU_LOG[:2], "load_tensors: offloaded 0/25 layers to GPU")
     assert judge(URL, replace(GOOD, log=log)).device == "CPU"
