@@ -10,7 +10,8 @@ from packaging.version import Version
 
 from tasks.facts.probe import HostProbe, parse
 from tasks.probe import AptPin, AptSource, DkmsModule, Gpu, Kernel, KernelModule, Probe
-from tasks.rules import tables
+from tasks.rules import stack, tables
+from tasks.settings import load
 
 OPEN = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  "
@@ -271,6 +272,19 @@ def test_leftovers_specs_drop_ins_and_the_gates_last_words(tmp_path: Path) -> No
     assert probe.drop_ins == ("/etc/systemd/system/llama-server.service.d/mine.conf",)
     assert probe.unit_mark == "# Written by hand"
     assert probe.gate == ("ggml_cuda_init: failed to initialize CUDA: x",)
+
+
+def test_a_host_whose_driver_and_toolkit_do_keeps_both() -> None:
+    """As read on a host with an H100."""
+    text = (Path(__file__).parent / "probes" / "ubuntu-24.04-h100.txt").read_text()
+    probe = parse(text.splitlines())
+    found = stack.plan(load({}), probe)
+    assert found is not None
+    assert found.driver.choice is not None
+    assert found.driver.choice.installed
+    assert found.toolkit.choice is not None
+    assert found.toolkit.choice.root == "/usr/local/cuda-13.0"
+    assert found.architectures == ("90",)
 
 
 def test_wsl_conf(tmp_path: Path) -> None:
