@@ -3,7 +3,7 @@
     ./run python -m tests.gpu.bundle FOLDER --source /path/to/llama.cpp
 
 makes FOLDER: wheels (for CPython of --python, x86-64), llama.cpp's source, a small model, run.sh.
-There, in the root of a checkout, with pytest and pytest-timeout installed:
+There, in the root of a checkout:
 
     sh FOLDER/run.sh
 
@@ -31,7 +31,7 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 LEFT_OUT = ("models", "media", "docs", "benches", ".git", ".github")
 """Of llama.cpp: what no build needs, and most of its size."""
 
-TOP_LEVEL = ("pyinfra", "pydantic", "jinja2", "packaging", "gevent", "click", "requests")
+TOP_LEVEL = ("pyinfra", "requests", "hypothesis", "pytest", "pytest-timeout")
 
 RUN = """#!/bin/sh
 # Runs tests/gpu with what lies beside this file. Made by tests/gpu/bundle.py.
