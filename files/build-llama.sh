@@ -136,11 +136,15 @@ for file in "$STAGE"/bin/* "$STAGE"/lib/*.so*; do
     done
 done
 "$STAGE/bin/llama-server" --version || fail "the new llama-server does not answer --version: see $LOG"
-options=$("$STAGE/bin/llama-server" --help | grep -oE -- '(^|[ ,])--?[a-z][a-z0-9-]*' | tr -d ' ,' | sort -u |
-    sed 's/.*/"&"/' | paste -sd,)
+"$STAGE/bin/llama-server" --help >"$WORK/help"
+listed() { sort -u | sed 's/.*/"&"/' | paste -sd,; }
+options=$(grep -oE -- '(^|[ ,])--?[a-z][a-z0-9-]*' "$WORK/help" | tr -d ' ,' | listed)
+# Once for each of two options, in lines that are broken anywhere between names.
+templates=$(sed -n '/list of built-in templates:/,/(env:/p' "$WORK/help" | grep -vE 'templates:|\(env:' |
+    tr ' ' '\n' | tr -d ',' | grep -xE '[a-z][a-z0-9._-]+' | listed)
 files=$(ccache --print-stats 2>/dev/null | sed -n 's/^\(direct_cache_hit\|preprocessed_cache_hit\|cache_miss\)\t/\1 /p' |
     sed 's/\(.*\) \(.*\)/"\1":\2/' | paste -sd,)
 took=$(($(date +%s) - began))
-printf '%s' "$RELEASE" | sed "s|}\$|,\"built_seconds\":$took,\"ccache\":{$files},\"server_options\":[$options]}|" \
+printf '%s' "$RELEASE" | sed "s|}\$|,\"built_seconds\":$took,\"ccache\":{$files},\"server_options\":[$options],\"chat_templates\":[$templates]}|" \
     >"$STAGE/release.json" || fail "no space in $WORK"
 echo "compiled in $took s"

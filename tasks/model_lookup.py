@@ -107,6 +107,34 @@ def _alternatives(
 
 # Files of this machine
 
+_MOST_OF_A_TEMPLATE = 1024**2
+
+
+def chat_template(settings: Settings) -> tuple[str | None, tuple[Finding, ...]]:
+    """What server_chat_template_file holds."""
+    if settings.server_chat_template_file is None:
+        return None, ()
+    path = Path(settings.server_chat_template_file).expanduser().absolute()
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            text = file.read(_MOST_OF_A_TEMPLATE + 1)
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else "it is no text"
+        return None, (_no_template(f"{path} cannot be read on this machine: {reason}"),)
+    if not text.strip() or len(text) > _MOST_OF_A_TEMPLATE or "\0" in text:
+        what = "is empty" if not text.strip() else "is no chat template"
+        return None, (_no_template(f"{path} {what}"),)
+    return text, ()
+
+
+def _no_template(cause: str) -> Finding:
+    return error(
+        "chat-template",
+        f"server_chat_template_file: {cause}",
+        fix="Name a Jinja template on the machine that this runs on.",
+    )
+
+
 _lock = Lock()
 _hashes: dict[tuple[str, int, int], str] = {}
 

@@ -92,7 +92,8 @@ def _settings() -> Settings:
 def _plan(settings: Settings, probe: Probe) -> Plan:
     source, faults = upstream.resolve(settings, probe)
     found, said = model_lookup.resolve(settings, probe)
-    faults = (*faults, *said)
+    template, unread = model_lookup.chat_template(settings)
+    found, faults = replace(found, chat_template=template), (*faults, *said, *unread)
     made = make_plan(settings, probe, source, None, faults, found)
     if made.errors or made.model is None:
         return made

@@ -185,6 +185,8 @@ class Release:
     """Everything that the binary depends on; see rules/build.py."""
     server_options: frozenset[str]
     """What its `llama-server --help` knows; empty if unknown."""
+    chat_templates: frozenset[str] = frozenset()
+    """Those it has of its own; empty if unknown."""
     built_seconds: float | None = None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -44,6 +45,9 @@ PREFIXES = (
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9A-F]{40}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 
 _CACHE_TYPE = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
@@ -189,6 +193,70 @@ class Settings(BaseModel):
         2048,
         description="Most tokens that a request is answered with unless it asks for fewer "
         "or more; -1 for no limit. Tokens.",
+    )
+    server_temperature: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] | None = Field(
+        None,
+        description="Sampling of requests that don't say it themselves, as are the settings down "
+        "to `server_seed`: how freely tokens are chosen; 0 for always the likeliest one. Unset: "
+        "what the model recommends, else llama.cpp's choice.",
+    )
+    server_top_k: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Choose among so many of the likeliest tokens; 0 for all of them."
+    )
+    server_top_p: Probability | None = Field(
+        None, description="Choose among the likeliest tokens that have this probability together."
+    )
+    server_min_p: Probability | None = Field(
+        None, description="Leave out tokens that are less likely than this times the likeliest."
+    )
+    server_repeat_last_n: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="The penalties look at so many tokens before. Tokens."
+    )
+    server_repeat_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = Field(
+        None, description="Penalty for tokens that were there before; 1 for none."
+    )
+    server_presence_penalty: Penalty | None = Field(
+        None, description="Penalty for each token that was there before, -2 to 2; 0 for none."
+    )
+    server_frequency_penalty: Penalty | None = Field(
+        None, description="Penalty for each time that a token was there, -2 to 2; 0 for none."
+    )
+    server_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
+        None, description="The same request is answered the same. Unset: another one each time."
+    )
+    server_jinja: bool | None = Field(
+        None, description="Read chat templates as Jinja. Unset: llama.cpp's choice, which is yes."
+    )
+    server_chat_template: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+$",
+        description="Name of one of llama.cpp's own chat templates (`chatml`). Unset: the model's.",
+    )
+    server_chat_template_file: str | None = Field(
+        None,
+        min_length=1,
+        description="Path on this machine of a chat template in Jinja, which is copied to the "
+        "host. Unset: the model's.",
+    )
+    server_chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="What the chat template is given, name to value."
+    )
+    server_reasoning: Literal["on", "off", "auto"] | None = Field(
+        None, description="Let the model think first. Unset: as its chat template has it."
+    )
+    server_reasoning_format: Literal["auto", "none", "deepseek", "deepseek-legacy"] | None = Field(
+        None,
+        description="What becomes of thoughts: `none` leaves them in the answer, `deepseek` puts "
+        "them into `reasoning_content`, `deepseek-legacy` does both. Unset: llama.cpp's choice.",
+    )
+    server_reasoning_effort: str | None = Field(
+        None,
+        pattern=r"^[a-z]+$",
+        description="How much the model thinks, in the words of its chat template (`low`, "
+        "`medium`, `high`).",
+    )
+    server_reasoning_budget: Annotated[int, Field(ge=-1)] | None = Field(
+        None, description="Most tokens that are thought; -1 for no limit. Tokens."
     )
     server_threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="CPU threads for generation. Unset: llama.cpp's choice."
@@ -414,6 +482,15 @@ class Settings(BaseModel):
             raise ValueError("must be one word of plain characters, without quotes")
         return token
 
+    @field_validator("server_chat_template_kwargs", mode="after")
+    @classmethod
+    def _is_json(cls, values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(values, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError("must be plain values: text, numbers, lists, dictionaries") from None
+        return values
+
     @field_validator("server_extra_args", mode="after")
     @classmethod
     def _one_line_each(cls, args: tuple[str, ...]) -> tuple[str, ...]:
@@ -447,6 +524,10 @@ class Settings(BaseModel):
                     "cuda_local_installer_sha256: an installer from an address of your own needs "
                     "its SHA-256"
                 )
+        if self.server_chat_template is not None and self.server_chat_template_file is not None:
+            raise ValueError(
+                "server_chat_template: server_chat_template_file is set as well; one of the two"
+            )
         if self.server_ubatch_size > self.server_batch_size:
             raise ValueError(
                 f"server_ubatch_size: {self.server_ubatch_size} is more than server_batch_size "
@@ -566,6 +647,15 @@ def _fault(detail: Any) -> str:
     return f"{name}: {message} (given: {given!r})"
 
 
+_TYPE_NAMES = {
+    "str": "text",
+    "SecretStr": "text",
+    "int": "number",
+    "float": "decimal number",
+    "bool": "yes or no",
+}
+
+
 def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is Annotated:
         return _type_name(get_args(annotation)[0])
@@ -579,9 +669,7 @@ def _type_name(annotation: Any) -> str:
         kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
         return " \\| ".join(_type_name(kind) for kind in kinds)
     name = str(annotation.__name__)
-    return {"str": "text", "SecretStr": "text", "int": "number", "bool": "yes or no"}.get(
-        name, name
-    )
+    return _TYPE_NAMES.get(name, name)
 
 
 def _default_text(value: Any) -> str:

@@ -202,6 +202,7 @@ def _release(value: str) -> Release | None:
             commit=str(told["commit"]),
             inputs=dict(told["inputs"]),
             server_options=frozenset(told.get("server_options", ())),
+            chat_templates=frozenset(told.get("chat_templates", ())),
             built_seconds=told.get("built_seconds"),
         )
     except (ValueError, KeyError, TypeError):

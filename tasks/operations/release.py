@@ -15,6 +15,7 @@ from tasks import probe as at
 from tasks.operations import shell
 from tasks.operations.job import Job, finished
 from tasks.preflight import probe_host
+from tasks.rules import server
 from tasks.rules.build import BuildPlan, replan
 from tasks.settings import Settings
 from tasks.upstream import split_credentials
@@ -40,6 +41,12 @@ def installed(build: BuildPlan, settings: Settings) -> Generator[PyinfraCommand,
         return
     yield from finished._inner(job=_job(build, settings))
     yield shell.command(_install(build.release_name or "unknown"))
+    if state.is_executing:
+        # Only now is it known what this version takes; what runs has not been touched yet.
+        made = replan(build, settings, probe_host(settings)).release
+        unknown = list(server.unknown_to(made, settings)) if made else []
+        if unknown:
+            yield shell.failure(*(f"Error: {found}" for found in unknown))
 
 
 @operation()

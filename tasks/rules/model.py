@@ -46,6 +46,8 @@ class Found:
     """None where no header could be read, or none was needed."""
     alternatives: tuple[str, ...] = ()
     """Smaller quantisations that fit as they are."""
+    chat_template: str | None = None
+    """What server_chat_template_file holds."""
 
 
 @dataclass(frozen=True)

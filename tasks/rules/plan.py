@@ -90,7 +90,14 @@ def make_plan(
         model_plan = model_plan.with_reach(reach)
     release = build_plan.release if build_plan else None
     server_plan = (
-        server.plan(settings, probe, model_plan, release.name if release else None, gpu)
+        server.plan(
+            settings,
+            probe,
+            model_plan,
+            release.name if release else None,
+            gpu,
+            found.chat_template if found else None,
+        )
         if model_plan
         else None
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ GPU_UNIT_FILE = f"/etc/systemd/system/{GPU_UNIT}"
 GPU_WAIT_SECONDS = 60
 """At boot the driver may come up later than the server."""
 RESTART_PAUSE = f"{at.LIBRARY}/restart-pause"
+CHAT_TEMPLATE = f"{at.CONFIG}/chat-template.jinja"
 SYSTEMD_WITH_RESTART_STEPS = 254
 UNIT_MARK = "# Written by llamastead"
 """How the first line of our unit begins."""
@@ -112,39 +115,87 @@ def gpus(settings: Settings, probe: Probe, gpu: Stack | None) -> Gpus | None:
     return Gpus(probe.wsl, settings.server_gpus or named)
 
 
+OPTIONS = {
+    "server_host": "--host",
+    "server_port": "--port",
+    "server_cors_origins": "--cors-origins",
+    "server_ctx_size": "--ctx-size",
+    "server_parallel": "--parallel",
+    "server_batch_size": "--batch-size",
+    "server_ubatch_size": "--ubatch-size",
+    "server_n_predict": "--predict",
+    "server_temperature": "--temp",
+    "server_top_k": "--top-k",
+    "server_top_p": "--top-p",
+    "server_min_p": "--min-p",
+    "server_repeat_last_n": "--repeat-last-n",
+    "server_repeat_penalty": "--repeat-penalty",
+    "server_presence_penalty": "--presence-penalty",
+    "server_frequency_penalty": "--frequency-penalty",
+    "server_seed": "--seed",
+    # Before the template: without it llama.cpp takes only templates that it knows.
+    "server_jinja": "--jinja",
+    "server_chat_template": "--chat-template",
+    "server_chat_template_file": "--chat-template-file",
+    "server_chat_template_kwargs": "--chat-template-kwargs",
+    "server_reasoning": "--reasoning",
+    "server_reasoning_format": "--reasoning-format",
+    "server_reasoning_effort": "--reasoning-effort",
+    "server_reasoning_budget": "--reasoning-budget",
+    "server_threads": "--threads",
+    "server_threads_batch": "--threads-batch",
+    "server_threads_http": "--threads-http",
+    "server_gpu_layers": "--n-gpu-layers",
+    "server_flash_attn": "--flash-attn",
+    "server_load_mode": "--load-mode",
+    "server_log_verbosity": "--verbosity",
+    "server_cache_type_k": "--cache-type-k",
+    "server_cache_type_v": "--cache-type-v",
+    "server_metrics": "--metrics",
+}
+"""Settings that are an option of llama-server, in the order in which it is given them. The port is
+always said: its default changed between versions."""
+
+
+def _told(settings: Settings, on_gpu: bool) -> dict[str, object]:
+    """Setting to what llama-server is told of it; True and False for one that takes no value."""
+    told = {name: getattr(settings, name) for name in OPTIONS}
+    told["server_ctx_size"] = settings.server_ctx_size * settings.server_parallel
+    if settings.server_load_mode == "auto":
+        del told["server_load_mode"]
+    if not settings.server_metrics:
+        del told["server_metrics"]
+    if not on_gpu:
+        del told["server_gpu_layers"]
+    if settings.server_chat_template_file is not None:
+        told["server_chat_template_file"] = CHAT_TEMPLATE
+    kwargs = settings.server_chat_template_kwargs
+    told["server_chat_template_kwargs"] = json.dumps(kwargs) if kwargs else None
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _words(option: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return (option if value else option.replace("--", "--no-", 1),)
+    return (option, str(value))
+
+
 def arguments(settings: Settings, model: ModelPlan, on_gpu: bool = False) -> tuple[str, ...]:
-    """llama-server's arguments. The port is always said: its default changed between versions."""
-    told: dict[str, object] = {
-        "--model": model.path,
-        "--mmproj": model.projector.path if model.projector else None,
-        "--host": settings.server_host,
-        "--port": settings.server_port,
-        "--alias": settings.server_alias or model.name.removesuffix(".gguf"),
-        "--cors-origins": settings.server_cors_origins,
-        "--ctx-size": settings.server_ctx_size * settings.server_parallel,
-        "--parallel": settings.server_parallel,
-        "--batch-size": settings.server_batch_size,
-        "--ubatch-size": settings.server_ubatch_size,
-        "--predict": settings.server_n_predict,
-        "--threads": settings.server_threads,
-        "--threads-batch": settings.server_threads_batch,
-        "--threads-http": settings.server_threads_http,
-        "--n-gpu-layers": settings.server_gpu_layers if on_gpu else None,
-        "--flash-attn": settings.server_flash_attn,
-        "--verbosity": settings.server_log_verbosity,
-        "--cache-type-k": settings.server_cache_type_k,
-        "--cache-type-v": settings.server_cache_type_v,
-    }
-    if settings.server_load_mode != "auto":
-        told["--load-mode"] = settings.server_load_mode
-    arguments = [
-        text for name, value in told.items() if value is not None for text in (name, str(value))
+    """llama-server's arguments."""
+    projector = ("--mmproj", model.projector.path) if model.projector else ()
+    alias = settings.server_alias or model.name.removesuffix(".gguf")
+    own = [
+        word
+        for name, value in _told(settings, on_gpu).items()
+        for word in _words(OPTIONS[name], value)
     ]
-    if settings.server_metrics:
-        arguments.append("--metrics")
     if settings.api_key_required:
-        arguments += ["--api-key-file", "${CREDENTIALS_DIRECTORY}/api-key"]
-    return (*arguments, *settings.server_extra_args)
+        own += ["--api-key-file", "${CREDENTIALS_DIRECTORY}/api-key"]
+    return (
+        *("--model", model.path, *projector, "--alias", alias),
+        *own,
+        *settings.server_extra_args,
+    )
 
 
 def quote(argument: str, expand: bool = False) -> str:
@@ -199,13 +250,20 @@ def plan(
     model: ModelPlan,
     release: str | None,
     gpu: Stack | None = None,
+    chat_template: str | None = None,
 ) -> ServerPlan:
-    """The service for this host; release is the name of the one that it is to run."""
+    """The service for this host.
+
+    release is the name of the one that it is to run, chat_template what server_chat_template_file
+    holds.
+    """
     url = f"{base_url(settings)}:{settings.server_port}"
     grows_by_itself = (probe.systemd_version or 0) >= SYSTEMD_WITH_RESTART_STEPS
     helpers = [FilePlan(WAIT_HEALTHY, _file("wait-healthy.sh"), 0o755)]
     if not grows_by_itself:
         helpers.append(FilePlan(RESTART_PAUSE, _file("restart-pause.sh"), 0o755))
+    if chat_template is not None:
+        helpers.append(FilePlan(CHAT_TEMPLATE, chat_template))
     seen = gpus(settings, probe, gpu)
     if seen is not None:
         helpers += _gpu_files(seen)
@@ -281,7 +339,7 @@ def watched_files() -> tuple[str, ...]:
     """Files of ours that the probe has to look at."""
     return (
         *(at.SERVER_UNIT_FILE, WAIT_HEALTHY, RESTART_PAUSE, at.API_KEY),
-        *(GPU_GATE, GPU_READY, GPU_UNIT_FILE),
+        *(GPU_GATE, GPU_READY, GPU_UNIT_FILE, CHAT_TEMPLATE),
     )
 
 
@@ -333,13 +391,37 @@ def findings(settings: Settings, probe: Probe, release: Release | None) -> Itera
             f"{settings.server_port} in front of it.",
         )
     yield from _of_others(probe)
-    if release is not None and release.server_options:
-        for argument in settings.server_extra_args:
-            option = argument.split("=", 1)[0]
-            if option.startswith("--") and option not in release.server_options:
-                yield error(
-                    "unknown-server-option",
-                    f"server_extra_args: this llama-server knows no {option}",
-                    "it would not start",
-                    f"`{at.RELEASES}/{release.name}/bin/llama-server --help` lists all of them.",
-                )
+    if release is not None:
+        yield from unknown_to(release, settings)
+
+
+def unknown_to(release: Release, settings: Settings) -> Iterator[Finding]:
+    """What the settings ask of a release that its `llama-server --help` does not know."""
+    help_of_it = f"`{at.RELEASES}/{release.name}/bin/llama-server --help`"
+    asked = [
+        (name, _words(OPTIONS[name], value)[0]) for name, value in _told(settings, True).items()
+    ]
+    asked += [
+        ("server_extra_args", word.split("=", 1)[0])
+        for word in settings.server_extra_args
+        if word.startswith("--")
+    ]
+    for name, option in asked if release.server_options else ():
+        if option not in release.server_options:
+            yield error(
+                "unknown-server-option",
+                f"{name}: llama-server of release {release.name} knows no {option}",
+                "it would not start",
+                f"Take it out, or set llama_cpp_version to one that has it; {help_of_it} lists "
+                "what this one has.",
+            )
+    template = settings.server_chat_template
+    if template is not None and release.chat_templates and template not in release.chat_templates:
+        near = difflib.get_close_matches(template, release.chat_templates, n=3)
+        yield error(
+            "unknown-chat-template",
+            f"server_chat_template: release {release.name} has no template {template}"
+            + (f"; did you mean {' or '.join(near)}?" if near else ""),
+            "its name alone would be taken for a template, and every prompt would consist of it",
+            f"{help_of_it} lists those it has; server_chat_template_file takes one of your own.",
+        )

@@ -8,7 +8,7 @@ from typing import Any
 from packaging.version import Version
 
 from tasks.probe import CACHE, PREFIX, STATE, Gpu, KernelModule, Probe, Release
-from tasks.rules import build, tables
+from tasks.rules import build, server, tables
 from tasks.rules.build import Source
 from tasks.rules.plan import RUNTIME_PACKAGES
 from tasks.rules.tables import ExactVersion, Modules
@@ -138,7 +138,7 @@ def with_release(probe: Probe, wanted: Settings, **release: Any) -> Probe:
             "name": f"b9999-{made.build_id}",
             "commit": COMMIT,
             "inputs": made.inputs,
-            "server_options": frozenset({"--model", "--port"}),
+            "server_options": frozenset(server.OPTIONS.values()),
             **release,
         }
     )

@@ -64,6 +64,27 @@ def test_the_context_is_for_each_slot() -> None:
         ({"server_n_predict": -1}, "--predict -1"),
         ({"server_batch_size": 1024}, "--batch-size 1024"),
         ({"server_ubatch_size": 256}, "--ubatch-size 256"),
+        ({"server_temperature": 0}, "--temp 0"),
+        ({"server_top_k": 20, "server_top_p": 0.8}, "--top-k 20 --top-p 0.8"),
+        ({"server_min_p": 0.05}, "--min-p 0.05"),
+        (
+            {"server_repeat_last_n": 64, "server_repeat_penalty": 1.1},
+            "--repeat-last-n 64 --repeat-penalty 1.1",
+        ),
+        ({"server_presence_penalty": 1.5}, "--presence-penalty 1.5"),
+        ({"server_frequency_penalty": -0.5}, "--frequency-penalty -0.5"),
+        ({"server_seed": 7}, "--seed 7"),
+        ({"server_jinja": True, "server_chat_template": "x"}, "--jinja --chat-template x"),
+        ({"server_jinja": False}, "--no-jinja"),
+        (
+            {"server_chat_template_file": "~/own.jinja"},
+            f"--chat-template-file {server.CHAT_TEMPLATE}",
+        ),
+        ({"server_chat_template_kwargs": {"a": [1]}}, '--chat-template-kwargs {"a": [1]}'),
+        ({"server_reasoning": "off"}, "--reasoning off"),
+        ({"server_reasoning_format": "none"}, "--reasoning-format none"),
+        ({"server_reasoning_effort": "low"}, "--reasoning-effort low"),
+        ({"server_reasoning_budget": 0}, "--reasoning-budget 0"),
         ({"server_extra_args": ["--jinja", "--seed", "1"]}, "--jinja --seed 1"),
     ],
 )
@@ -71,7 +92,10 @@ def test_a_setting_reaches_the_server(data: dict[str, object], text: str) -> Non
     assert text in arguments(**data)
 
 
-@pytest.mark.parametrize("option", ["--threads", "--load-mode", "--cache-type-k"])
+UNSET = [name for name in server.OPTIONS if Settings.model_fields[name].default in (None, {})]
+
+
+@pytest.mark.parametrize("option", ["--load-mode", *(server.OPTIONS[name] for name in UNSET)])
 def test_what_is_unset_is_left_to_llama_cpp(option: str) -> None:
     assert option not in plan().arguments
 
@@ -273,6 +297,41 @@ def test_an_option_that_this_llama_server_does_not_know_is_an_error() -> None:
     assert codes(BUILT, server_extra_args=["--mlock"]) == ["unknown-server-option"]
     assert codes(BUILT, server_extra_args=["--port=1"]) == []
     assert codes(BARE, server_extra_args=["--mlock"]) == []
+
+
+def told(release: dict[str, object], **data: object) -> str:
+    wanted = settings(**data)
+    probe = with_release(WITH_COMPILER, wanted, **release)
+    return "\n".join(map(str, server.findings(wanted, probe, probe.releases[0])))
+
+
+def test_a_setting_that_this_release_lacks_is_named_with_its_option_and_the_release() -> None:
+    known = frozenset(server.OPTIONS.values()) - {"--reasoning-effort", "--cors-origins"}
+    text = told({"server_options": known, "name": "b1-x"}, server_reasoning_effort="low")
+    assert "server_reasoning_effort: llama-server of release b1-x knows no --reasoning-eff" in text
+    assert "server_cors_origins: " in text
+    assert told({"server_options": known}, server_cors_origins=None) == ""
+    assert told({"server_options": frozenset()}) == ""
+
+
+def test_a_name_that_is_no_template_is_an_error_since_it_would_be_taken_for_one() -> None:
+    templates = {"chat_templates": frozenset({"chatml", "llama3"})}
+    assert "did you mean chatml?" in told(templates, server_chat_template="chatlm")
+    assert told(templates, server_chat_template="chatml") == ""
+    assert told({}, server_chat_template="chatlm") == ""
+
+
+def test_a_chat_template_of_ones_own_is_a_file_and_part_of_what_is_served() -> None:
+    wanted = settings(server_chat_template_file="/own.jinja")
+    model_plan = model.plan(wanted, BARE)
+    assert model_plan is not None
+    one = server.plan(wanted, BARE, model_plan, None, chat_template="{{ one }}")
+    other = server.plan(wanted, BARE, model_plan, None, chat_template="{{ other }}")
+    assert [file.content for file in one.helpers if file.path == server.CHAT_TEMPLATE] == [
+        "{{ one }}"
+    ]
+    assert one.digest != other.digest
+    assert server.CHAT_TEMPLATE in server.watched_files()
 
 
 def test_a_files_sha256_is_of_its_content() -> None:
