@@ -9,7 +9,8 @@ saw=$("$server" --list-devices 2>&1)
 found=$(printf '%s\n' "$saw" | grep -cE '^ *CUDA[0-9]+: ')
 [ "$found" -lt "$wanted" ] || exit 0
 
-echo "llama-server sees $found of $wanted GPUs and would serve from the CPU: it is not started. It said:" >&2
+[ "$found" -gt 0 ] && slower="with fewer" || slower="from the CPU"
+echo "llama-server sees $found of $wanted GPUs and would serve $slower: it is not started. It said:" >&2
 printf '%s\n' "$saw" >&2
 if [ ! -d /sys/module/nvidia ] && [ ! -e /dev/dxg ]; then # the sandbox hides /proc/driver
     echo "The NVIDIA driver is not loaded: systemctl status llama-gpu, dmesg" >&2

@@ -31,7 +31,7 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 LEFT_OUT = ("models", "media", "docs", "benches", ".git", ".github")
 """Of llama.cpp: what no build needs, and most of its size."""
 
-TOP_LEVEL = ("pyinfra", "requests", "hypothesis", "pytest", "pytest-timeout")
+TOP_LEVEL = ("pyinfra", "requests", "gguf", "hypothesis", "pytest", "pytest-timeout")
 
 RUN = """#!/bin/sh
 # Runs tests/gpu with what lies beside this file. Made by tests/gpu/bundle.py.

@@ -30,11 +30,15 @@ from packaging.version import Version
 from tasks.facts.probe import HostProbe, parse
 from tasks.operations import release as release_operation
 from tasks.probe import Probe, Toolkit
-from tasks.rules import build, model, nvidia, proof, server, stack
+from tasks.rules import build, memory, model, nvidia, proof, server, stack
+from tasks.rules.architecture import shape_of
 from tasks.rules.build import BuildPlan, Source
+from tasks.rules.fit import MIB
+from tasks.rules.gguf import Bytes, read_header
 from tasks.rules.nvidia import Stack
 from tasks.rules.plan import watched_packages
 from tasks.settings import Settings, load
+from tests.gguf_models import Dimensions, write
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
 
@@ -220,39 +224,47 @@ def test_a_release_holds_code_for_this_card_and_no_other(made: Made) -> None:
         assert set(re.findall(r"\bsm_[0-9]+[af]?\b", said)) == wanted
 
 
-def gate(made: Made, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def count(made: Made, probe: Probe) -> int:
+    """GPUs that the server has to see."""
+    seen = server.gpus(made.settings, probe, made.gpu)
+    assert seen is not None
+    return seen.count
+
+
+def gate(
+    made: Made, wanted: int, cache: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["sh", str(server.FILES / "gpu-gate.sh"), str(made.program), "1"],
+        ["sh", str(server.FILES / "gpu-gate.sh"), str(made.program), str(wanted)],
         capture_output=True, text=True, check=False,
         env={**os.environ, "CACHE_DIRECTORY": str(cache), **environment},
     )  # fmt: skip
 
 
-def test_the_gate_opens_for_the_gpu(made: Made, tmp_path: Path) -> None:
-    done = gate(made, tmp_path)
+def test_the_gate_opens_for_every_gpu(made: Made, probe: Probe, tmp_path: Path) -> None:
+    done = gate(made, count(made, probe), tmp_path)
     kept("gate.log", (tmp_path / "gate.log").read_text())
     print(f"\n{(tmp_path / 'gate.log').read_text()}")
     assert done.returncode == 0, done.stderr
 
 
-def test_the_gate_stays_shut_without_it(made: Made, tmp_path: Path) -> None:
-    done = gate(made, tmp_path, CUDA_VISIBLE_DEVICES="")
+def test_the_gate_stays_shut_with_one_too_few(made: Made, probe: Probe, tmp_path: Path) -> None:
+    wanted = count(made, probe)
+    there = ",".join(map(str, range(wanted - 1)))
+    done = gate(made, wanted, tmp_path, CUDA_VISIBLE_DEVICES=there)
     print(f"\n{done.stderr}")
     assert done.returncode == 1
-    assert "sees 0 of 1 GPUs and would serve from the CPU" in done.stderr
+    assert f"sees {wanted - 1} of {wanted} GPUs and would serve" in done.stderr
 
 
 @contextmanager
 def serving(
-    made: Made, probe: Probe, tmp_path: Path, **environment: str
+    made: Made, probe: Probe, tmp_path: Path, wanted: Mapping[str, Any], **environment: str
 ) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
     """llama-server with the plan's arguments and environment, healthy."""
-    path = os.environ.get("GPU_MODEL")
-    if not path:
-        pytest.skip("GPU_MODEL names no model")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    settings = load({"model": path, "server_port": port, "server_ctx_size": 512})
+    settings = load({"server_port": port, **wanted})
     model_plan = model.plan(settings, probe)
     assert model_plan is not None
     plan = server.plan(settings, probe, model_plan, None, made.gpu)
@@ -271,6 +283,14 @@ def serving(
     finally:
         process.terminate()
         process.wait(60)
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    path = os.environ.get("GPU_MODEL")
+    if not path:
+        pytest.skip("GPU_MODEL names no model")
+    return {"model": path, "server_ctx_size": 512}
 
 
 def wait_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -307,15 +327,15 @@ def answers(url: str, process: subprocess.Popen[bytes], log: Path) -> proof.Answ
         log=tuple(
             line
             for line in log.read_text(errors="replace").splitlines()
-            if re.search(r"offloaded \d+/\d+ layers|  Device \d+: ", line)
+            if re.search(r"offloaded \d+/\d+ layers|  Device \d+: |using device ", line)
         ),
     )
 
 
 def test_the_server_is_proven_to_serve_from_the_gpu(
-    made: Made, probe: Probe, tmp_path: Path
+    made: Made, probe: Probe, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
-    with serving(made, probe, tmp_path) as (url, process, log):
+    with serving(made, probe, tmp_path, tiny) as (url, process, log):
         found = answers(url, process, log)
         kept("server.log", log.read_text(errors="replace"))
         verdict = proof.judge(url, found, on_gpu=True)
@@ -323,17 +343,70 @@ def test_the_server_is_proven_to_serve_from_the_gpu(
         print(f"files of the driver that are open: {found.gpu_handles}")
         assert verdict.faults == ()
         assert "on the GPU" in verdict.layers
+        assert verdict.device.count("NVIDIA") == count(made, probe)
         assert found.gpu_handles
         # And without its log it is still told apart from one on the CPU.
         assert proof.judge(url, replace(found, log=()), on_gpu=True).faults == ()
 
 
 def test_a_server_that_fell_back_to_the_cpu_is_found_out(
-    made: Made, probe: Probe, tmp_path: Path
+    made: Made, probe: Probe, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
-    with serving(made, probe, tmp_path, CUDA_VISIBLE_DEVICES="") as (url, process, log):
+    with serving(made, probe, tmp_path, tiny, CUDA_VISIBLE_DEVICES="") as (url, process, log):
         found = answers(url, process, log)
         kept("server-cpu.log", log.read_text(errors="replace"))
         print(f"\nfiles of the driver that are open: {found.gpu_handles}")
         assert proof.judge(url, found, on_gpu=True).faults
         assert proof.judge(url, replace(found, log=()), on_gpu=True).faults
+
+
+SHAPES = {
+    "llama": Dimensions(
+        "llama", layers=16, width=4096, feed_forward=14336, heads=32, heads_kv=8, head_size=128,
+        vocabulary=32000,
+    ),
+    "gemma3": Dimensions(
+        "gemma3", layers=13, width=2560, feed_forward=10240, heads=8, heads_kv=4, head_size=256,
+        window=1024, vocabulary=65536, tied=True,
+    ),
+}  # fmt: skip
+WANTED = (
+    {"server_ctx_size": 8192, "server_parallel": 2},
+    {"server_ctx_size": 4096, "server_parallel": 1, "server_ubatch_size": 1024},
+    {"server_ctx_size": 32768, "server_parallel": 1, "server_cache_type_k": "q8_0",
+     "server_cache_type_v": "q8_0"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_memory_on_the_cards_is_what_was_predicted(
+    made: Made, probe: Probe, tmp_path: Path, name: str
+) -> None:
+    (path,) = write(tmp_path / "model.gguf", SHAPES[name])
+    shape = shape_of(read_header(Bytes(path.read_bytes()[:50_000_000])))
+    for number, wanted in enumerate(WANTED):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        data = {"model": str(path), **wanted}
+        judged = memory.judge(load(data), probe, shape)
+        assert judged is not None
+        with serving(made, probe, folder, data) as (_, _, log):
+            text = log.read_text(errors="replace")
+        kept(f"memory-{name}-{number}.log", text)
+        *cards, _ = judged.shares
+        assert len(cards) == count(made, probe)
+        for device, share in enumerate(cards):
+            theirs = {
+                what: sum(
+                    float(mib)
+                    for mib in re.findall(
+                        rf"CUDA{device} {said} buffer size = +([0-9.]+) MiB", text
+                    )
+                )
+                for what, said in (("weights", "model"), ("cache", "KV"), ("compute", "compute"))
+            }
+            ours = {what: getattr(share.memory, what) / MIB for what in theirs}
+            print(f"\n{name} {wanted} CUDA{device}: {ours} {theirs}", end="")
+            assert theirs["weights"]
+            assert theirs["cache"]
+            assert sum(ours.values()) == pytest.approx(sum(theirs.values()), rel=0.05)

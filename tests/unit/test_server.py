@@ -452,11 +452,16 @@ def test_the_gate_opens_when_the_gpu_is_there(tmp_path: Path) -> None:
     assert "CUDA0" in (tmp_path / "gate.log").read_text()
 
 
-@pytest.mark.parametrize(("listed", "wanted"), [(UNSEEN, 1), (SEEN, 2), ("", 1)])
-def test_the_gate_stays_shut_and_says_why(tmp_path: Path, listed: str, wanted: int) -> None:
+@pytest.mark.parametrize(
+    ("listed", "wanted", "slower"),
+    [(UNSEEN, 1, "from the CPU"), (SEEN, 2, "with fewer"), ("", 1, "from the CPU")],
+)
+def test_the_gate_stays_shut_and_says_why(
+    tmp_path: Path, listed: str, wanted: int, slower: str
+) -> None:
     done = gate(tmp_path, listed, wanted)
     assert done.returncode == 1
-    assert f"of {wanted} GPUs and would serve from the CPU" in done.stderr
+    assert f"of {wanted} GPUs and would serve {slower}" in done.stderr
     assert listed in done.stderr
     assert (tmp_path / "gate.log").read_text().strip() == listed.strip()
 
