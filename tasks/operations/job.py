@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 import shlex
-import signal
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from types import FrameType
 
 from pyinfra.api import Host, State, operation
 from pyinfra.api.command import FunctionCommand, PyinfraCommand
@@ -86,6 +84,18 @@ def run_to_end(
     job: Job,
 ) -> bool:
     """Start a job or join the one that runs, and wait. True if it succeeded."""
+    try:
+        return _run_to_end(host, job)
+    except shell.Interrupted:
+        shell.complain(
+            host,
+            f"{job.name}: goes on there; run this again to wait for it, or stop it: "
+            f"systemctl stop {job.unit}",
+        )
+        raise
+
+
+def _run_to_end(host: Host, job: Job) -> bool:
     started, output = shell.run(host, start_command(job), stdin="".join(_files(job).values()))
     if not started:
         shell.complain(host, f"{job.name}: cannot be started: {output.stderr or output.stdout}")
@@ -93,7 +103,6 @@ def run_to_end(
     if output.stdout_lines[-1:] == ["joined"]:
         shell.say(host, f"{job.name}: waiting for the one that an earlier run started")
     began = time.monotonic()
-    interrupted = _interrupts()
     while True:
         answered, output = shell.run(host, wait_command(job))
         if not answered:
@@ -103,13 +112,6 @@ def run_to_end(
         unit, lines = _answer(output.stdout_lines)
         if unit.get("SubState", "dead") in ENDED:
             break
-        if interrupted:
-            shell.complain(
-                host,
-                f"{job.name}: goes on there; run this again to wait for it, or "
-                f"stop it: systemctl stop {job.unit}",
-            )
-            return False
         counted = [line for line in lines if re.match(r"\[\d+/\d+\]", line)]
         last = (counted or lines or ["starting"])[-1]
         shell.say(host, f"{last[:110]} ({time.monotonic() - began:.0f} s)")
@@ -122,24 +124,6 @@ def run_to_end(
     for line in explain(job, unit, lines):
         shell.complain(host, line)
     return False
-
-
-def _interrupts() -> list[int]:
-    """A list that is no longer empty once somebody pressed ^C.
-
-    pyinfra says that it exits and then waits for what is at work: for us, that could be hours.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    noted: list[int] = getattr(handler, "noted", [])
-    if not hasattr(handler, "noted") and callable(handler):
-
-        def note(number: int, frame: FrameType | None) -> None:
-            noted.append(number)
-            handler(number, frame)
-
-        note.noted = noted  # type: ignore[attr-defined]
-        signal.signal(signal.SIGINT, note)
-    return noted
 
 
 def start_command(job: Job) -> str:

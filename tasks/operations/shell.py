@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
+from functools import cache, partial
+from types import FrameType
 from typing import Any, NoReturn
 
 import gevent
 from gevent import GreenletExit
+from gevent.event import Event
 from pyinfra.api import Host, State, StringCommand
 from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
 from pyinfra.api.command import FunctionCommand
 from pyinfra.connectors.util import CommandOutput
 from pyinfra.context import ctx_host, ctx_state
+
+Outcome = tuple[bool, CommandOutput]
+"""Of a script: whether it succeeded, and what it said."""
+
+
+class Interrupted(GreenletExit):
+    """Somebody pressed ^C. Ends the operation at hand quietly if nobody catches it."""
 
 
 def command(script: str) -> StringCommand:
@@ -18,15 +30,48 @@ def command(script: str) -> StringCommand:
     return StringCommand(f"umask 022\n{script}")
 
 
-def run(host: Host, script: str, stdin: str = "") -> tuple[bool, CommandOutput]:
+def run(host: Host, script: str, stdin: str = "") -> Outcome:
     """Run a shell script as the operation at hand would run it.
 
     stdin is where secrets go: a command is printed by -vv and stands in the host's process list.
+    Raises Interrupted as soon as somebody presses ^C, whatever becomes of the script: pyinfra says
+    that it exits and then waits for what is at work, which for us could be hours.
     """
     arguments = _as_the_operation(host)
     if stdin:
         arguments["_stdin"] = stdin
-    return host.run_shell_command(command(script), **arguments)
+    asked = gevent.spawn(_outcome, partial(host.run_shell_command, command(script), **arguments))
+    either: list[Any] = [asked, _interrupt()]
+    gevent.wait(either, count=1)
+    if not asked.ready():
+        raise Interrupted
+    outcome: Outcome | Exception = asked.get()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _outcome(ask: Callable[[], Outcome]) -> Outcome | Exception:
+    """What came of it. A greenlet that raises would have its traceback printed."""
+    try:
+        return ask()
+    except Exception as problem:
+        return problem
+
+
+@cache
+def _interrupt() -> Event:
+    """Is set once somebody presses ^C; what pyinfra does then, it does as well."""
+    pressed = Event()
+    before = signal.getsignal(signal.SIGINT)
+    if callable(before):
+
+        def note(number: int, frame: FrameType | None) -> None:
+            pressed.set()
+            before(number, frame)
+
+        signal.signal(signal.SIGINT, note)
+    return pressed
 
 
 def start(host: Host, script: str) -> None:

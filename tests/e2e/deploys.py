@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,6 +115,33 @@ def run(
         text=True, timeout=timeout, check=False,
     )  # fmt: skip
     return Run(done.returncode, done.stderr, done.stdout)
+
+
+class Terminal:
+    """A deploy at work on a terminal, with somebody at its keyboard."""
+
+    def __init__(self, inventory: Path | str, script: str = "deploy.py") -> None:
+        self._keyboard, inside = pty.openpty()
+        self._process = subprocess.Popen(
+            ["setsid", "--ctty", *command(inventory, script)],
+            cwd=REPOSITORY, env=environment(), stdin=inside, stdout=inside, stderr=inside,
+        )  # fmt: skip
+        os.close(inside)
+
+    def control_c(self, timeout: float = 60) -> tuple[str, float]:
+        """Press it. What the deploy said in all, and the seconds that it took to leave."""
+        began = time.monotonic()
+        os.write(self._keyboard, b"\x03")
+        said = b""
+        try:
+            while select.select([self._keyboard], [], [], timeout)[0]:
+                said += os.read(self._keyboard, 65536)
+        except OSError:  # the terminal is gone with the last who had it
+            pass
+        self._process.kill()
+        self._process.wait()
+        os.close(self._keyboard)
+        return said.decode(errors="replace"), time.monotonic() - began
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import textwrap
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import deploys
-from tests.e2e.deploys import Run
+from tests.e2e.deploys import Run, Terminal
 from tests.lab import Fault, Lab, LabHost
 
 pytestmark = pytest.mark.lab
@@ -135,14 +134,45 @@ def test_a_job_outlives_its_deploy_and_the_next_waits_for_it(
     assert host.run("cat /srv/started; rm /srv/started").stdout == "x\n"
 
 
-def test_who_interrupts_a_deploy_need_not_wait_for_the_job(scripts: Scripts, host: LabHost) -> None:
-    first = scripts.start(job("sleep 60", key="long"))
+def test_who_presses_control_c_leaves_and_the_next_run_joins_the_job(
+    scripts: Scripts, host: LabHost
+) -> None:
+    code = job("echo x >>/srv/started; sleep 12", key="long")
+    terminal = Terminal(scripts.inventory, str(scripts.write(code)))
     until("systemctl is-active -q llamastead-work", host)
     time.sleep(1)
-    first.send_signal(signal.SIGINT)
-    first.wait(timeout=20)
+    said, seconds = terminal.control_c()
+    assert seconds < 5
+    assert "run this again to wait for it" in said
+    assert "systemctl stop llamastead-work.service" in said
+    assert "Traceback" not in said
     assert host.run("systemctl is-active llamastead-work").stdout == "active\n"
-    host.run("systemctl stop llamastead-work")
+    second = scripts.run(code)
+    assert second.code == 0, second.said
+    assert "waiting for the one that an earlier run started" in second.said
+    assert host.run("cat /srv/started; rm /srv/started").stdout == "x\n"
+
+
+def test_who_presses_control_c_waits_for_no_other_work_either(
+    scripts: Scripts, host: LabHost
+) -> None:
+    """Such as reading package lists, or starting a server."""
+    code = """
+    from pyinfra import host, state
+    from pyinfra.api import operation
+    from tasks.operations import shell
+    @operation()
+    def slow():
+        if state.is_executing:
+            shell.run(host, "touch /run/slow; sleep 30; touch /run/done")
+        yield shell.command("true")
+    slow(name="Slow")
+    """
+    terminal = Terminal(scripts.inventory, str(scripts.write(code)))
+    until("[ -e /run/slow ]", host)
+    said, seconds = terminal.control_c()
+    assert seconds < 5
+    assert "Traceback" not in said
 
 
 def test_a_job_about_something_else_is_stopped_first(scripts: Scripts, host: LabHost) -> None:
