@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from tasks import probe as at
 from tasks.probe import Probe
 from tasks.rules.findings import Finding, error
 
@@ -43,6 +44,10 @@ def findings(needs: Iterable[Need], probe: Probe) -> Iterator[Finding]:
                 f"{mount} has {free / GIB:.1f} GiB free, but {needed / GIB:.1f} GiB are needed "
                 f"({parts}, {SPARE_BYTES / GIB:.1f} GiB to spare)",
                 "the work would stop half-way",
-                f"Free space there (`du -xh -d 2 {together[0].place.rpartition('/')[0]} | sort -h "
-                f"| tail`), or mount a larger disk at {together[0].place}.",
+                f"Free space there (`du -xh -d 2 {mount} | sort -h | tail`), or {_more(together)}.",
             )
+
+
+def _more(needs: list[Need]) -> str:
+    ours = [need.place for need in needs if need.place != at.SYSTEM]
+    return f"mount a larger disk at {ours[0]}" if ours else "give it a larger disk"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.probe import CACHE, PREFIX, STATE, Probe
+from tasks.probe import CACHE, PREFIX, STATE, SYSTEM, Probe
 from tasks.rules.model import GGUF_MAGIC, Reach
 from tasks.rules.plan import make_plan
 from tasks.rules.space import Need, findings
@@ -46,6 +46,26 @@ def test_what_shares_a_disk_has_to_fit_there_together() -> None:
     assert "/ has 50.0 GiB free, but 60.5 GiB are needed (a 30.0 GiB, b 30.0 GiB" in str(found)
     apart = replace(BARE, disk_mount={})
     assert list(findings(needs, apart)) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "mount", "fix"),
+    [
+        (STATE, "/", f"`du -xh -d 2 / | sort -h | tail`), or mount a larger disk at {STATE}."),
+        (SYSTEM, "/", "`du -xh -d 2 / | sort -h | tail`), or give it a larger disk."),
+        (SYSTEM, "/usr", "`du -xh -d 2 /usr | sort -h | tail`), or give it a larger disk."),
+        (
+            CACHE,
+            "/var",
+            f"`du -xh -d 2 /var | sort -h | tail`), or mount a larger disk at {CACHE}.",
+        ),
+        (CACHE, CACHE, f"`du -xh -d 2 {CACHE} | sort -h | tail`), or mount a larger disk at"),
+    ],
+)
+def test_where_space_can_be_found_is_said(place: str, mount: str, fix: str) -> None:
+    probe = replace(BARE, disk_free_bytes={place: 1}, disk_mount={place: mount})
+    (found,) = findings([Need(place, GIB, "a")], probe)
+    assert f"Free space there ({fix}" in str(found)
 
 
 def test_a_converged_host_may_be_full() -> None:
