@@ -217,8 +217,8 @@ class Probe:
     memory_bytes: int | None = None
     memory_available_bytes: int | None = None
     cpu_model: str | None = None
-    cpu_features: str | None = None
-    """SHA-256 over model and flags of the CPU: what -march=native depends on."""
+    cpu_target: str | None = None
+    """SHA-256 over what g++ means by -march=native here; None as long as there is no g++."""
     disk_free_bytes: Mapping[str, int] = field(default_factory=dict)
     """Free bytes for each of PREFIX, STATE, CACHE and SYSTEM, or for where it will be."""
     disk_mount: Mapping[str, str] = field(default_factory=dict)

@@ -93,7 +93,7 @@ def parse(output: Iterable[str]) -> Probe:
         memory_bytes=kib * 1024 if kib is not None else None,
         memory_available_bytes=available_kib * 1024 if available_kib is not None else None,
         cpu_model=lines.text("cpu_model"),
-        cpu_features=lines.text("cpu_features"),
+        cpu_target=lines.text("cpu_target"),
         disk_free_bytes={
             place: int(free) for place, free, _ in lines.words("disk", 3) if free.isdigit()
         },

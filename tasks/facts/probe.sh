@@ -22,8 +22,6 @@ say cores "$(nproc 2>/dev/null)"
 sed -n 's/^MemTotal: *\([0-9]*\) kB/memory_kib\t\1/p; s/^MemAvailable: *\([0-9]*\) kB/memory_available_kib\t\1/p' \
     /proc/meminfo 2>/dev/null
 say cpu_model "$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo 2>/dev/null | sed -n 1p)"
-cpu=$(grep -m4 -E '^(model name|flags|Features|CPU part)' /proc/cpuinfo 2>/dev/null | sort -u)
-[ -z "$cpu" ] || say cpu_features "$(printf '%s' "$cpu" | sha256sum | cut -d' ' -f1)"
 for place in /opt/llama.cpp /var/lib/llamastead /var/cache/llamastead /usr; do
     # A disk of its own may be mounted there; before the first deploy the parent's counts.
     folder=$place
@@ -46,6 +44,9 @@ for gxx in /usr/bin/g++ /usr/bin/g++-[0-9]*; do
     [ -x "/usr/bin/gcc${gxx#/usr/bin/g++}" ] || continue
     say compiler "${gxx#/usr/bin/} $("$gxx" -dumpfullversion 2>/dev/null)"
 done
+# What the compiler makes of this CPU. /proc/cpuinfo names more with each kernel, which changes no build.
+case $(uname -m) in aarch64) native=-mcpu=native ;; *) native=-march=native ;; esac
+have g++ && say cpu_target "$(g++ "$native" -Q --help=target 2>/dev/null | sha256sum | cut -d' ' -f1)"
 for tool in cmake ninja git curl ccache; do
     have "$tool" && say tool "$tool $("$tool" --version 2>/dev/null | sed -n 1p)"
 done

@@ -188,7 +188,7 @@ def inputs(
         "options": options(settings, probe, gpu),
         "compiler": f"g++ {compiler}" if compiler else None,
         "glibc": str(probe.glibc),
-        "cpu": probe.cpu_features if settings.llama_cpp_native else probe.arch,
+        "cpu": probe.cpu_target if settings.llama_cpp_native else probe.arch,
         "os": f"{probe.os_id} {probe.os_version}",
     }
     if gpu is not None:

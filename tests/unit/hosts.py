@@ -34,7 +34,6 @@ BARE = Probe(
     cores=8,
     memory_bytes=32 * GIB,
     cpu_model="A processor",
-    cpu_features="f" * 64,
     disk_free_bytes=dict.fromkeys((PREFIX, STATE, CACHE), 50 * GIB),
     disk_mount={PREFIX: "/", STATE: "/", CACHE: "/var/cache"},
     glibc=Version("2.41"),
@@ -44,6 +43,7 @@ BARE = Probe(
 WITH_COMPILER = replace(
     BARE,
     compilers={"g++": Version("14.2.0")},
+    cpu_target="f" * 64,
     packages=dict.fromkeys((*build.PACKAGES, *RUNTIME_PACKAGES), "1.0"),
 )
 

@@ -67,7 +67,7 @@ def test_the_build_id_depends_on_what_the_binary_depends_on_and_nothing_else() -
     [
         {"compilers": {"g++": Version("15.1.0")}},
         {"glibc": Version("2.42")},
-        {"cpu_features": "0" * 64},
+        {"cpu_target": "0" * 64},
         {"os_version": "12"},
     ],
 )
@@ -78,7 +78,7 @@ def test_another_host_is_another_build(change: dict[str, object]) -> None:
 
 def test_a_portable_build_does_not_depend_on_the_processor() -> None:
     wanted = settings(llama_cpp_native=False)
-    other = replace(WITH_COMPILER, cpu_features="0" * 64)
+    other = replace(WITH_COMPILER, cpu_target="0" * 64)
     assert (
         build.plan(wanted, other, SOURCE).build_id
         == build.plan(wanted, WITH_COMPILER, SOURCE).build_id

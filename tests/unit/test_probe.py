@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -171,6 +172,25 @@ def test_the_script_reads_this_machine_quickly_and_quietly() -> None:
     probe = parse(done.stdout.splitlines())
     assert probe.cores
     assert probe.kernel
+
+
+def test_another_cpu_is_one_of_which_the_compiler_makes_something_else(tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text('#!/bin/sh\ncase $1 in -m*=native) echo "$TARGET" ;; esac\n')
+    compiler.chmod(0o755)
+
+    def target(said: str) -> str | None:
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        told = subprocess.run(
+            ["sh", "-c", HostProbe().command()],
+            capture_output=True, text=True, check=True, env={"PATH": path, "TARGET": said},
+        )  # fmt: skip
+        return parse(told.stdout.splitlines()).cpu_target
+
+    assert target("-mavx2") == target("-mavx2")
+    assert target("-mavx2") != target("-mavx512f")
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    assert target("") is not None  # or what is compiled would have no name
 
 
 def test_the_script_survives_a_machine_that_has_nothing(tmp_path: Path) -> None:
