@@ -54,8 +54,9 @@ def proven(url: str, with_key: bool, on_gpu: bool) -> Generator[PyinfraCommand, 
 def _print(verdict: rules.Verdict, with_key: bool) -> None:
     rows = rules.table(host.name, verdict)
     key = f' -H "Authorization: Bearer $(sudo cat {at.API_KEY})"' if with_key else ""
+    address = shlex.quote(f"{verdict.url}/v1/chat/completions")  # zsh looks for files named [::1]
     try_it = (
-        f"curl {verdict.url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
+        f"curl {address}{key} -H 'Content-Type: application/json' "
         '-d \'{"messages": [{"role": "user", "content": "Hello!"}]}\''
     )
     lines = ["", *(f"    {what:<9} {value}" for what, value in rows), f"    try it    {try_it}", ""]
