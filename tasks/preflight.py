@@ -13,7 +13,8 @@ from pyinfra import host
 from tasks import model_lookup, upstream
 from tasks.facts.file_range import FileRange
 from tasks.facts.probe import HostProbe
-from tasks.facts.reach import ModelReach, told
+from tasks.facts.reach import ModelReach
+from tasks.facts.told import told
 from tasks.operations.lock import held
 from tasks.operations.shell import abandon, complain
 from tasks.probe import APT_PENDING, DRIVER_MARK, Probe
@@ -100,7 +101,7 @@ def _plan(settings: Settings, probe: Probe) -> Plan:
     reach = None
     if made.needs_download:
         url = next(file.url for file in made.model.missing if file.url)
-        reach = host.get_fact(ModelReach, _stdin=told(url, settings.proxy_environment))
+        reach = host.get_fact(ModelReach, _stdin=told({"url": url, **settings.proxy_environment}))
         made = make_plan(settings, probe, source, reach, faults, found)
         if made.errors:
             return made

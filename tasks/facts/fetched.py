@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pyinfra.api import FactBase
+
+from tasks.facts.told import LISTEN
 
 LIMIT_BYTES = 1_000_000
 
 _SCRIPT = f"""
 work=$(mktemp -d) || exit 0
 trap 'rm -rf "$work"' EXIT
-if curl -fsSL --retry 2 --connect-timeout 20 --max-time 120 --max-filesize {LIMIT_BYTES} \\
-    -o "$work/file" "$url" 2>"$work/problem" && [ -s "$work/file" ]
+told() {{ printf 'url = "%s"\n' "$(printf %s "$url" | sed 's/[\\"]/\\&/g')"; }}
+if told | curl -K - -fsSL --retry 2 --connect-timeout 20 --max-time 120 \\
+    --max-filesize {LIMIT_BYTES} -o "$work/file" 2>"$work/problem" && [ -s "$work/file" ]
 then printf 'content\\t'; base64 -w 0 "$work/file"; echo
 else printf 'error\\t%s\\n' "$(sed -n 's/^curl: ([0-9]*) //p' "$work/problem" | tail -n 1)"
 fi
@@ -34,17 +35,15 @@ class Fetched:
 class SmallFile(FactBase[Fetched]):
     """Fetches a URL (`file://` for what is on the host) with curl, up to a megabyte.
 
-    Leaves nothing behind, and exits 0 whatever happens.
+    By standard input it is told `url` and the proxies. Leaves nothing behind, and exits 0 whatever
+    happens.
     """
 
     shell_executable = "sh"
 
-    def command(self, url: str, environment: Mapping[str, str]) -> str:
-        """The script, with URL and proxies in front."""
-        exports = "".join(
-            f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()
-        )
-        return f"url={shlex.quote(url)}\n{exports}{_SCRIPT}"
+    def command(self) -> str:
+        """The script; the rest comes by standard input, see tasks.facts.told."""
+        return LISTEN + _SCRIPT
 
     def process(self, output: list[str]) -> Fetched:
         """From one line, `content` or `error`."""

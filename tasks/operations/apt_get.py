@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Generator, Mapping, Sequence
 
 from pyinfra import host, state
-from pyinfra.api import StringCommand, operation
+from pyinfra.api import operation
 from pyinfra.api.command import PyinfraCommand
 
 from tasks import probe as at
+from tasks.facts.told import LISTEN, exports
 from tasks.operations import rehearsal, shell
 from tasks.operations.job import Job, finished
 from tasks.rules import apt
@@ -51,11 +52,11 @@ done
 def updated(environment: Mapping[str, str]) -> Generator[PyinfraCommand, None, None]:
     """Read the package lists anew."""
     if not state.is_executing:
-        yield StringCommand("apt-get update")
+        yield shell.command("apt-get update")
         return
     # A proxy's address can hold a password, which has no business in a process list.
-    told = _exports({**environment, "LC_ALL": "C"})
-    succeeded, output = shell.run(host, f'eval "$(cat)"\n{_UPDATE}', stdin=told)
+    told = exports({**environment, "LC_ALL": "C"})
+    succeeded, output = shell.run(host, LISTEN + _UPDATE, stdin=told)
     if not succeeded:
         said = apt.complaint(output.stdout_lines)
         yield shell.failure(f"Error: the package lists cannot be read: {said}.")
@@ -147,7 +148,3 @@ def run_apt(
     lines = output.stdout_lines
     if lines[-1:] != ["finished"]:
         yield shell.failure(f"Error: {failed}: {apt.complaint(lines[:-1])}. All of it: {job.log}")
-
-
-def _exports(environment: Mapping[str, str]) -> str:
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())

@@ -12,11 +12,12 @@ from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 
 from pyinfra import host, state
-from pyinfra.api import StringCommand, operation
+from pyinfra.api import operation
 from pyinfra.api.command import PyinfraCommand
 
 from tasks import probe as at
 from tasks.facts.fetched import SmallFile
+from tasks.facts.told import LISTEN, exports, told
 from tasks.operations import shell
 from tasks.operations.job import Job, finished
 from tasks.rules import apt, openpgp, tables
@@ -67,7 +68,7 @@ def passed(
 @operation()
 def cleared() -> Generator[PyinfraCommand, None, None]:
     """Remove the rehearsal and its downloads."""
-    yield StringCommand(f"rm -rf {WORK}")
+    yield shell.command(f"rm -rf {WORK}")
 
 
 def arguments(key: str) -> list[str]:
@@ -97,9 +98,9 @@ def _must(command: str) -> list[str]:
 
 
 def _step(name: str, settings: Settings, **variables: str) -> tuple[bool, list[str]]:
-    values = {**settings.apt_environment, "STEP": name, "WORK": WORK, **variables}
-    head = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in values.items())
-    succeeded, output = shell.run(host, head + _SCRIPT)
+    variables |= {"STEP": name, "WORK": WORK}
+    secret = exports(settings.apt_environment) or "\n"
+    succeeded, output = shell.run(host, exports(variables) + LISTEN + _SCRIPT, stdin=secret)
     return succeeded, output.stdout_lines
 
 
@@ -123,7 +124,8 @@ def _write_new(installation: Installation, settings: Settings) -> None:
 
 
 def _key(repository: AptRepository, settings: Settings) -> bytes:
-    fetched = host.get_fact(SmallFile, url=repository.key_url, environment=settings.apt_environment)
+    asked = {"url": repository.key_url, **settings.apt_environment}
+    fetched = host.get_fact(SmallFile, _stdin=told(asked))
     if fetched.error:
         raise _RefusedError(
             f"the key of {repository.title} cannot be had: {fetched.error} ({repository.key_url})"
@@ -147,11 +149,12 @@ def _fetch_installer(
             key=local.sha256,
             script=_FETCH,
             variables={
-                "SHA256": local.sha256,
-                "PART": installer_file(local),
-                "NAME": local.url.rpartition("/")[2],
+                "INCOMING": INSTALLER,
+                "FILES": f"{local.sha256} 0 {local.url.rpartition('/')[2]}",
+                "STALL": "60",
+                "PAUSE": "2",
             },
-            environment={**settings.proxy_environment, "URL": local.url},
+            environment={**settings.proxy_environment, "URLS": local.url},
             user="_apt",  # there wherever apt is, and may do nothing
             writable=(INSTALLER,),
             timeout_seconds=settings.model_download_timeout_seconds,
@@ -160,8 +163,8 @@ def _fetch_installer(
 
 
 def installer_file(local: LocalInstaller) -> str:
-    """Where the local installer lies on the host, once it was fetched and checked."""
-    return f"{INSTALLER}/{local.sha256}.deb"
+    """Where the local installer lies on the host, under the name that fetching gave it."""
+    return f"{INSTALLER}/{local.sha256}.part"
 
 
 def _prepare(installation: Installation, settings: Settings, codename: str) -> dict[str, str]:

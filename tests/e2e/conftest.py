@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,19 @@ class Deployed:
         return deploys.run(inventory, script)
 
 
-def deploy(lab: Lab, host: LabHost, folder: Path, *, sudo: bool, **data: Any) -> Deployed:
+def deploy(
+    lab: Lab,
+    host: LabHost,
+    folder: Path,
+    *,
+    sudo: bool,
+    arguments: Sequence[str] = (),
+    **data: Any,
+) -> Deployed:
     """Deploy to a host for the first time."""
     merged = {**deploys.access(lab, host, sudo=sudo), **deploys.wanted(lab), **data}
     inventory = deploys.write_inventory(folder, {host.name: merged})
-    first = deploys.run(inventory)
+    first = deploys.run(inventory, arguments=arguments)
     assert first.code == 0, first.said[-6000:]
     return Deployed(lab, host, merged, folder, first)
 
