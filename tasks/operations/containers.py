@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from pyinfra import host, state
-from pyinfra.api import StringCommand, operation
+from pyinfra.api import operation
 from pyinfra.api.command import PyinfraCommand
 
 from tasks.operations import shell
@@ -18,7 +18,7 @@ _REFRESH = "systemctl enable --quiet --now nvidia-cdi-refresh.path nvidia-cdi-re
 @operation()
 def held(packages: Sequence[str]) -> Generator[PyinfraCommand, None, None]:
     """Packages that apt leaves as they are: other repositories have them in other versions."""
-    yield StringCommand(hold(packages))
+    yield shell.command(hold(packages))
 
 
 @operation()
@@ -28,8 +28,8 @@ def docker_configured() -> Generator[PyinfraCommand, None, None]:
     Docker reads runtimes anew on a reload (docs.docker.com/reference/cli/dockerd, configuration
     reload behaviour). It is restarted only if that did not do.
     """
-    yield StringCommand("nvidia-ctk runtime configure --runtime=docker")
-    yield StringCommand(
+    yield shell.command("nvidia-ctk runtime configure --runtime=docker")
+    yield shell.command(
         """
 ! systemctl is-active --quiet docker || {
   systemctl reload docker
@@ -51,11 +51,11 @@ def gpus_described(refreshed: bool) -> Generator[PyinfraCommand, None, None]:
             host.noop("the driver is not loaded yet")
             return
     if refreshed:
-        yield StringCommand(_REFRESH)
+        yield shell.command(_REFRESH)
     cdi = tables.container_toolkit().cdi
     # Without the units nobody would write it again after a boot.
     path = cdi.output if refreshed else "/etc/cdi/nvidia.yaml"
-    yield StringCommand(
+    yield shell.command(
         f"mkdir -p {path.rpartition('/')[0]} && nvidia-ctk cdi generate --output={path}"
     )
 

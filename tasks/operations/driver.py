@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Generator, Iterable, Sequence
 
 from pyinfra import host, state
-from pyinfra.api import StringCommand, operation
+from pyinfra.api import operation
 from pyinfra.api.command import PyinfraCommand
 
 from tasks import probe as at
@@ -35,7 +35,7 @@ def runfiles_removed(uninstallers: Sequence[str]) -> Generator[PyinfraCommand, N
     """Undo `.run` installations with the uninstallers that they left."""
     for path in uninstallers:
         quoted = shlex.quote(path)
-        yield StringCommand(f"[ ! -x {quoted} ] || {quoted} --silent")
+        yield shell.command(f"[ ! -x {quoted} ] || {quoted} --silent")
 
 
 @operation()
@@ -93,18 +93,18 @@ def kept() -> Generator[PyinfraCommand, None, None]:
     done = True
     if loose:
         done = False
-        yield StringCommand(hold(loose))
+        yield shell.command(hold(loose))
     text = unattended_text()
     if "\n".join(told.get("unattended", [])) + "\n" != text:
         done = False
-        yield StringCommand(f"printf %s {shlex.quote(text)} >{UNATTENDED}")
+        yield shell.command(f"printf %s {shlex.quote(text)} >{UNATTENDED}")
     if "nouveau" not in told.get("blacklisted", []):
         done = False
-        yield StringCommand(f"printf '{_BLACKLIST_TEXT}' >{BLACKLIST} && {_INITRAMFS}")
+        yield shell.command(f"printf '{_BLACKLIST_TEXT}' >{BLACKLIST} && {_INITRAMFS}")
     for service in SERVICES:
         if service in told.get("disabled", []):
             done = False
-            yield StringCommand(f"systemctl enable --quiet {service}")
+            yield shell.command(f"systemctl enable --quiet {service}")
     if done:
         host.noop("the driver is held, and has the card for itself")
 
@@ -164,4 +164,4 @@ else echo "driver $installed is installed and cannot be loaded into the running 
 @operation()
 def marked() -> Generator[PyinfraCommand, None, None]:
     """Remember that this driver is ours to look after."""
-    yield StringCommand(f"mkdir -p {at.STATE} && touch {at.DRIVER_MARK}")
+    yield shell.command(f"mkdir -p {at.STATE} && touch {at.DRIVER_MARK}")

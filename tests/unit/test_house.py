@@ -132,6 +132,12 @@ def test_what_has_a_shebang_is_executable() -> None:
     assert [path for path in scripts if not path.stat().st_mode & stat.S_IXUSR] == []
 
 
+def test_commands_are_made_where_the_umask_is_set() -> None:
+    """Root's own may be 077, and then others could not read what ours make."""
+    made = [name for name, text in texts() if re.search(r"\bString" + r"Command\(", text)]
+    assert made == ["tasks/operations/shell.py"]
+
+
 # Documentation
 
 
