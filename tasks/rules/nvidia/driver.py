@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from packaging.version import Version
@@ -195,6 +196,15 @@ def _is_offered(choice: DriverChoice, needs: DriverNeeds) -> Iterator[Finding]:
             f"Known are {', '.join(str(branch) for branch in offer.branches)}.",
             offer.source,
         )
+    if offer is not None and choice.modules in offer.without_modules:
+        yield error(
+            "driver-offer",
+            f"{where} has no {choice.modules} kernel modules that go with its driver",
+            "there is nothing to install",
+            f"Leave `driver_modules` and `driver_source` unset, or set `driver_modules` to "
+            f"{_other(choice.modules)} where all cards work with that.",
+            offer.source,
+        )
 
 
 def _has_packages(choice: DriverChoice, needs: DriverNeeds) -> Iterator[Finding]:
@@ -286,7 +296,7 @@ def driver_candidates(host: Host, wish: Wish) -> Iterator[DriverChoice]:
     else:
         sources = () if wish.driver_source == "none" else (wish.driver_source,)
     for source in sources:
-        for branch in _branches(host.distribution, wish):
+        for branch in _branches(host.distribution, wish, source):
             version = wish.driver_version or branch.version
             if wish.driver_version == Version(str(branch.number)):
                 version = branch.version
@@ -298,14 +308,20 @@ def driver_candidates(host: Host, wish: Wish) -> Iterator[DriverChoice]:
                 yield choice
 
 
-def _branches(distribution: Distribution, wish: Wish) -> Iterator[DriverBranch]:
+def _branches(
+    distribution: Distribution, wish: Wish, source: DriverSource
+) -> Iterator[DriverBranch]:
     if wish.driver_branch is not None:
         branch = tables.driver_branch(wish.driver_branch)
         if branch is not None:
             yield branch
         return
-    automatic = [each.number for each in tables.driver_branches() if each.automatic]
-    for number in dict.fromkeys((*distribution.driver_branches, *automatic)):
+    numbers = [each.number for each in tables.driver_branches() if each.automatic]
+    offer = tables.offer(source, distribution)
+    if wish.driver_source == source and offer is not None:
+        # Who asks for a source takes what it has: Debian's archive has one branch, an old one.
+        numbers += sorted(offer.branches, reverse=True)
+    for number in dict.fromkeys((*distribution.driver_branches, *numbers)):
         branch = tables.driver_branch(number)
         if branch is not None:
             yield branch
@@ -342,7 +358,7 @@ def choose_driver(
         )
         return Decision(None, "no such branch", (unknown,))
     candidates = list(driver_candidates(host, wish))
-    decision = choose(candidates, needs, DRIVER_CONSTRAINTS, _no_driver)
+    decision = choose(candidates, needs, DRIVER_CONSTRAINTS, partial(_no_driver, wish))
     if decision.choice is None and wish.driver_branch is not None:
         judged = decision.rejected
         fewest = min(judged, key=lambda pair: len(errors_of(pair[1])))
@@ -375,7 +391,7 @@ def _driver_missing(host: Host) -> Finding:
     )
 
 
-def _no_driver(judged: Sequence[tuple[DriverChoice, tuple[Finding, ...]]]) -> Finding:
+def _no_driver(wish: Wish, judged: Sequence[tuple[DriverChoice, tuple[Finding, ...]]]) -> Finding:
     for _, findings in judged:
         only, *others = errors_of(findings)
         if only.code == "secure-boot" and not others:
@@ -383,9 +399,12 @@ def _no_driver(judged: Sequence[tuple[DriverChoice, tuple[Finding, ...]]]) -> Fi
     cards_at_odds = [
         found for _, findings in judged[:1] for found in findings if found.code == "driver-modules"
     ]
+    fix = "Use another distribution or another card."
+    if wish.driver_source != "auto":
+        fix = "Leave `driver_source` unset."
     return error(
         "driver-none",
         f"no driver fits: {against_each(judged)}",
         "the server would find no GPU",
-        cards_at_odds[0].fix if cards_at_odds else "Use another distribution or another card.",
+        cards_at_odds[0].fix if cards_at_odds else fix,
     )

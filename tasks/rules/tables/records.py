@@ -414,6 +414,8 @@ class Offer(Sourced):
     """Branches that are there with the suffix -server too."""
     sections: Mapping[int, Text] = Field(default_factory=dict)
     """Component of the archive that a branch is in."""
+    without_modules: tuple[Modules, ...] = ()
+    """Kinds of kernel modules that cannot be had there, or not with the other packages."""
     components: tuple[Text, ...] = ()
     """Components of the archive that have to be enabled."""
 

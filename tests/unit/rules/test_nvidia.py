@@ -104,6 +104,28 @@ def test_a_bare_host(
     assert stack.driver.choice.modules == ("proprietary" if device == GTX_1080_TI else "open")
 
 
+def test_who_asks_for_the_archives_driver_gets_the_one_that_it_has() -> None:
+    stack = nvidia.plan_stack(host("debian 12", RTX_4090), Wish(driver_source="distro"))
+    assert chosen(stack) == ("driver 535 from the distribution's archive", "CUDA 12.9.2")
+    assert stack.driver.choice is not None
+    assert stack.driver.choice.modules == "proprietary"
+
+
+@pytest.mark.parametrize(
+    ("system", "device", "why"),
+    [
+        ("debian 12", RTX_5090, "driver 535 does not know GeForce RTX 5090"),
+        ("debian 13", RTX_5090, "driver 550 does not know GeForce RTX 5090"),
+        ("debian 13", RTX_4090, "driver 550 is too old for CUDA 13.2"),
+    ],
+)
+def test_the_archives_driver_does_not_serve_every_card(system: str, device: int, why: str) -> None:
+    stack = nvidia.plan_stack(host(system, device), Wish(driver_source="distro"))
+    found = errors(stack)["driver-none"]
+    assert why in found.cause
+    assert found.fix == "Leave `driver_source` unset."
+
+
 @pytest.mark.parametrize(
     ("system", "windows", "toolkit"),
     [
