@@ -638,6 +638,20 @@ def test_removing_driver_packages_never_takes_the_container_toolkit_along() -> N
         assert housekeeping.is_driver_package(name) == (kind == "driver"), name
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Names that both Debian's archive and NVIDIA's repository have, in versions of their own.
+        "libcuda1", "libcudadebugger1", "libegl-nvidia0", "libgles-nvidia2", "libglx-nvidia0",
+        "libnvcuvid1", "libnvidia-cfg1", "libnvidia-compute-580", "libnvidia-eglcore",
+        "libnvidia-ml1", "libnvidia-ptxjitcompiler1", "libnvoptix1", "nvidia-alternative",
+        "nvidia-egl-icd", "nvidia-legacy-check", "nvidia-vdpau-driver", "nvidia-vulkan-icd",
+    ],
+)  # fmt: skip
+def test_every_part_of_a_driver_is_known_for_one(name: str) -> None:
+    assert tables.housekeeping().is_driver_package(name)
+
+
 def test_the_archives_driver_is_kept_apart_from_nvidias() -> None:
     pin = tables.housekeeping().archive_pin
     assert pin.startswith("Package: cuda-drivers* ")
