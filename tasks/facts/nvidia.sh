@@ -5,7 +5,12 @@
 tab=$(printf '\t')
 say driver_loaded "$(first /proc/driver/nvidia/version)"
 say driver_loaded "$(first /sys/module/nvidia/version)"
-have modinfo && modinfo nvidia 2>/dev/null | sed -n 's/^\(version\|license\|signer\): *\(.*\)/driver_on_disk.\1\t\2/p'
+# Debian's packages rename their modules, and tell modprobe.
+for name in nvidia nvidia-current nvidia-current-open; do
+    modinfo "$name" >/dev/null 2>&1 || continue # there is none of that name, or no modinfo
+    modinfo "$name" | sed -n 's/^\(version\|license\|signer\): *\(.*\)/driver_on_disk.\1\t\2/p'
+    break
+done
 # As the loader finds it (not the one for 32 bits), or where containers get it. Its own name has the version.
 library=
 have ldconfig && library=$(ldconfig -p 2>/dev/null | sed -n 's/^[[:space:]]*libcuda\.so\.1 (libc6,[^)]*64.*) => //p' | sed -n 1p)

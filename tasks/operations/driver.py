@@ -144,7 +144,10 @@ def loaded() -> Generator[PyinfraCommand, None, None]:
 
 
 _LOADED = """
-installed=$(modinfo -F version nvidia 2>/dev/null)
+# Debian's packages rename their modules, and tell modprobe.
+for name in nvidia nvidia-current nvidia-current-open; do
+  installed=$(modinfo -F version $name 2>/dev/null) && break
+done
 running=$(cat /sys/module/nvidia/version 2>/dev/null)
 if [ -z "$running" ] && [ ! -d /sys/module/nouveau ]; then
   modprobe -q nvidia && modprobe -q nvidia_uvm

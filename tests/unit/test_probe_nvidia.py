@@ -157,6 +157,22 @@ def test_a_toolkit_is_found_once_however_many_links_lead_to_it(tmp_path: Path) -
     ]
 
 
+@pytest.mark.parametrize("name", ["nvidia", "nvidia-current", "nvidia-current-open"])
+def test_the_driver_on_disk_by_whatever_name_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:  # Debian's own packages rename the modules
+    program = tmp_path / "programs" / "modinfo"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = {name} ] || exit 1\n'
+        "printf 'license:        NVIDIA\\nversion:        535.309.01\\n'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    found = probed(tmp_path, {}).driver_on_disk
+    assert found == KernelModule(Version("535.309.01"), "proprietary")
+
+
 def test_kernels_with_and_without_headers_and_driver(tmp_path: Path) -> None:
     (tmp_path / "lib/modules/6.8.0-3/build").mkdir(parents=True)
     probe = probed(
