@@ -104,6 +104,8 @@ _SYMPTOMS = tuple(
          "there is no package {name}"),
         (r" (?P<name>\S+) : (?:Pre)?Depends: (?P<what>.*)",
          "{name} needs {what}"),
+        (r"^Consult (?P<log>\S+/make\.log) for more information",
+         "the driver's modules could not be compiled, {log} says why"),
         (r"E: You don't have enough free space in (?P<where>\S+?)\.?$",
          "{where} has too little space"),
     )

@@ -125,6 +125,14 @@ FAULTS = [
         "nvidia-kernel-open-dkms needs dkms but it is not installable",
     ),
     (
+        (
+            "Error! Bad return status for module build on kernel: 6.18.44 (x86_64)\n"
+            "Consult /var/lib/dkms/nvidia-current/535.309.01/build/make.log for more information.\n"
+            "E: Sub-process /usr/bin/dpkg returned an error code (1)"
+        ),
+        "compiled, /var/lib/dkms/nvidia-current/535.309.01/build/make.log says why",
+    ),
+    (
         "E: You don't have enough free space in /var/cache/apt/archives/.",
         "/var/cache/apt/archives/ has too little space",
     ),
