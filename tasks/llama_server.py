@@ -1,4 +1,4 @@
-"""llama-server as a sandboxed systemd service."""
+"""llama-server as sandboxed systemd services."""
 
 from __future__ import annotations
 
@@ -11,32 +11,44 @@ from tasks import probe as at
 from tasks.operations import release, service
 from tasks.operations.user import system_user
 from tasks.rules.plan import Plan
+from tasks.rules.server import FilePlan
 
 
 @deploy("llama-server")
 def serve(plan: Plan) -> None:
-    """The wanted release, serving the wanted model, healthy, and started at boot."""
+    """The wanted release, serving the wanted models, healthy, and started at boot."""
     assert plan.build is not None
-    assert plan.server is not None
-    if plan.server.converged and plan.is_current:
+    changed = [each for each in plan.servers if not (each.converged and plan.is_current)]
+    if plan.serves:
         return
     system_user(name=f"Make the system user {at.SERVER_USER}", user=at.SERVER_USER)
-    service.remembered(name="Remember what serves now")
-    if plan.server.needs_api_key:
+    service.remembered(name="Remember what serves now", units=tuple(each.name for each in changed))
+    if any(each.needs_api_key for each in changed):
         service.api_key(name="Make the API key")
     files.directory(name="Make the folder for helpers", path=at.LIBRARY, mode="755")
-    for file in plan.server.files:
-        files.put(
-            name=f"Write {file.path}",
-            src=StringIO(file.content),
-            dest=file.path,
-            user="root",
-            group="root",
-            mode=f"{file.mode:o}",
-            create_remote_dir=True,
-        )
+    for file in dict.fromkeys(file for each in changed for file in each.helpers):
+        _put(file)
+    for unit in plan.leftovers:
+        service.removed(name=f"Remove {unit}", unit=unit)
     if not plan.is_current:
         release.current(name="Switch to the release", build=plan.build, settings=plan.settings)
-    service.serving(
-        name="Start llama-server and wait until it is healthy", digest=plan.server.digest
+    for each in changed:
+        for file in (each.unit, *each.own):
+            _put(file)
+        service.serving(
+            name=f"Start {each.name} and wait until it is healthy",
+            unit=each.name,
+            digest=each.digest,
+        )
+
+
+def _put(file: FilePlan) -> None:
+    files.put(
+        name=f"Write {file.path}",
+        src=StringIO(file.content),
+        dest=file.path,
+        user="root",
+        group="root",
+        mode=f"{file.mode:o}",
+        create_remote_dir=True,
     )

@@ -7,7 +7,7 @@ header is read where that can be done before anything is downloaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -20,6 +20,7 @@ from tasks.rules.architecture import Shape, shape_of
 from tasks.rules.findings import Finding, error, warning
 from tasks.rules.gguf import GgufError, Source, merge, read_header
 from tasks.rules.hub_files import HubModel, Reference, candidates, in_order_of_trial
+from tasks.rules.memory import Neighbour
 from tasks.rules.model import Found
 from tasks.rules.model_record import Original
 from tasks.settings import Settings
@@ -33,8 +34,12 @@ def hub_of(settings: Settings) -> Hub:
     return Hub(settings.hf_endpoint, token)
 
 
-def resolve(settings: Settings, probe: Probe) -> tuple[Found, tuple[Finding, ...]]:
+def resolve(
+    settings: Settings, probe: Probe, others: Iterable[Neighbour] = ()
+) -> tuple[Found, tuple[Finding, ...]]:
     """The model, as far as it is not on the host, and what there is to say about it.
+
+    Others are models that it has to fit beside.
 
     What an earlier run found and the host has whole is not asked for again without need, and stands
     in where the Hub is out of reach.
@@ -45,7 +50,7 @@ def resolve(settings: Settings, probe: Probe) -> tuple[Found, tuple[Finding, ...
     if reference is None:
         return Found(), ()
     record = model.pinned(settings, probe)
-    fits = memory.fits(settings, probe)
+    fits = memory.fits(settings, probe, others)
     try:
         resolved = hub.resolve(
             hub_of(settings),
@@ -57,10 +62,10 @@ def resolve(settings: Settings, probe: Probe) -> tuple[Found, tuple[Finding, ...
         chosen = resolved.model
         if record is None or chosen != record.hub:
             chosen = _with_projector(settings, resolved)
-        others = _alternatives(settings, reference, resolved, fits)
+        smaller = _alternatives(settings, reference, resolved, fits)
     except HubError as problem:
         return Found(), (problem.finding,)
-    return Found(hub=chosen, shape=resolved.shape, alternatives=others), resolved.findings
+    return Found(hub=chosen, shape=resolved.shape, alternatives=smaller), resolved.findings
 
 
 def _with_projector(settings: Settings, resolved: Resolved) -> HubModel:

@@ -1,4 +1,4 @@
-"""The model, whole and checked, on the host; and those before it off it again."""
+"""The models, whole and checked, on the host; and those before them off it again."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ from pyinfra.operations import files
 from tasks import probe as at
 from tasks.llama_cpp import worker
 from tasks.operations import model_file
+from tasks.rules import model as model_rules
+from tasks.rules.model import ModelFile, ModelPlan
 from tasks.rules.plan import Plan
+from tasks.settings import Settings
 
 
 @deploy("Model")
 def fetch(plan: Plan) -> None:
-    """All files of the model that the settings name, each with the SHA-256 that it should have."""
-    model = plan.model
-    if model is None:
-        return
-    if model.on_host:
-        if not model.stored:
-            model_file.verified(name=f"Check {model.name}", model=model, settings=plan.settings)
-        return
-    if model.missing:
+    """All files of the models that the settings name, each with the SHA-256 it should have."""
+    if model_rules.missing(plan.models):
         worker(at.WORKER_USER)
         files.directory(name="Make the model store", path=at.STATE, mode="755")
         files.directory(
@@ -31,21 +27,37 @@ def fetch(plan: Plan) -> None:
             group=at.WORKER_USER,
             mode="755",
         )
-    if any(file.url for file in model.missing):
-        model_file.fetched(name=f"Fetch {model.name}", model=model, settings=plan.settings)
-    if any(file.original for file in model.missing):
-        model_file.copied(name=f"Copy {model.name}", model=model)
-    if not model.stored:
-        model_file.stored(name=f"Store {model.name}", model=model)
+    begun: set[str | None] = set()
+    for model in plan.models:
+        missing = tuple(file for file in model.missing if file.sha256 not in begun)
+        begun |= {file.sha256 for file in missing}
+        _fetch(model, missing, plan.settings)
+
+
+def _fetch(model: ModelPlan, missing: tuple[ModelFile, ...], settings: Settings) -> None:
+    if model.stored:
+        return
+    if model.on_host:
+        model_file.verified(name=f"Check {model.name}", model=model, settings=settings)
+        return
+    if any(file.url for file in missing):
+        from_hub = model.hub is not None
+        model_file.fetched(
+            name=f"Fetch {model.name}", files=missing, from_hub=from_hub, settings=settings
+        )
+    if any(file.original for file in missing):
+        model_file.copied(name=f"Copy {model.name}", files=missing)
+    model_file.stored(name=f"Store {model.name}", model=model)
 
 
 @deploy("Clean up")
 def clean(plan: Plan) -> None:
-    """Models that nobody wants to go back to are removed, now that the wanted one serves."""
-    model = plan.model
-    if model is None or model.record is None:
-        return
-    if not (model.has_served and plan.server and plan.server.converged):
-        model_file.served(name=f"Note that {model.name} serves", model=model)
-    if model.removal:
-        model_file.removed(name="Remove models of before", removal=model.removal)
+    """Models that nobody wants to go back to are removed, now that the wanted ones serve."""
+    for instance in plan.instances:
+        model = instance.model
+        if model is None or model.record is None:
+            continue
+        if not (model.has_served and instance.server and instance.server.converged):
+            model_file.served(name=f"Note that {model.name} serves", model=model)
+    if plan.removal:
+        model_file.removed(name="Remove models of before", removal=plan.removal)

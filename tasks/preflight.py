@@ -18,11 +18,12 @@ from tasks.facts.told import told
 from tasks.operations.lock import held
 from tasks.operations.shell import abandon, complain
 from tasks.probe import APT_PENDING, DRIVER_MARK, Probe
-from tasks.rules import server
-from tasks.rules.architecture import Shape
+from tasks.rules import memory, server
 from tasks.rules.findings import Finding, Severity, error
-from tasks.rules.plan import Plan, as_json, make_plan, rows, watched_packages
-from tasks.settings import Settings, SettingsError, load
+from tasks.rules.fit import Verdict
+from tasks.rules.model import Found
+from tasks.rules.plan import Instance, Plan, as_json, make_plan, rows, watched_packages
+from tasks.settings import Settings, SettingsError, instances, load
 
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
@@ -51,12 +52,13 @@ def lock() -> None:
 
 def probe_host(settings: Settings) -> Probe:
     """Everything about the host, in one round trip."""
-    model = settings.model or ""
+    wanted = instances(settings).values()
+    models = {own.model or "" for own in wanted}
     try:
         probe = host.get_fact(
             HostProbe,
-            port=settings.server_port,
-            model_path=model if model.startswith("/") else "",
+            ports=tuple(own.server_port for own in wanted),
+            model_paths=tuple(path for path in models if path.startswith("/")),
             files=(*server.watched_files(), APT_PENDING, DRIVER_MARK),
             packages=watched_packages(),
             _ignore_errors=True,
@@ -83,33 +85,79 @@ def _settings() -> Settings:
         for fault in problem.faults:
             complain(host, f"Error: setting {fault}")
         abandon()
-    if settings.model_upload is not None and host.name.startswith("@local"):
-        # What is here is there already.
-        path = Path(settings.model_upload).expanduser().absolute()
-        return settings.model_copy(update={"model": str(path)})
-    return settings
+    return _with_what_is_here(settings) if host.name.startswith("@local") else settings
+
+
+def _with_what_is_here(settings: Settings) -> Settings:
+    """For this machine itself: a file of it is on the host already."""
+
+    def there(model: str) -> str:
+        if not model.startswith("file:"):
+            return model
+        return str(Path(model.removeprefix("file:")).expanduser().absolute())
+
+    own = {
+        name: {each: there(value) if each == "model" else value for each, value in own.items()}
+        for name, own in settings.server_instances.items()
+    }
+    model = there(settings.model) if settings.model else None
+    return settings.model_copy(update={"model": model, "server_instances": own})
 
 
 def _plan(settings: Settings, probe: Probe) -> Plan:
     source, faults = upstream.resolve(settings, probe)
-    found, said = model_lookup.resolve(settings, probe)
-    template, unread = model_lookup.chat_template(settings)
-    found, faults = replace(found, chat_template=template), (*faults, *said, *unread)
-    made = make_plan(settings, probe, source, None, faults, found)
-    if made.errors or made.model is None:
+    found, said = _found(settings, probe)
+    faults = (*faults, *said)
+    made = make_plan(settings, probe, source, faults, found)
+    if made.errors:
         return made
-    reach = None
     if made.needs_download:
-        url = next(file.url for file in made.model.missing if file.url)
-        reach = host.get_fact(ModelReach, _stdin=told({"url": url, **settings.proxy_environment}))
-        made = make_plan(settings, probe, source, reach, faults, found)
+        for each in made.instances:
+            found[each.name] = _reached(each, found[each.name])
+        made = make_plan(settings, probe, source, faults, found)
         if made.errors:
             return made
-    if found.shape is None and made.server is not None and not made.server.converged:
-        shape, said = _shape(made)
-        found, faults = replace(found, shape=shape), (*faults, *said)
-        made = make_plan(settings, probe, source, reach, faults, found)
+    if not all(each.converged for each in made.servers):
+        for each in made.instances:
+            looked, said = _shaped(each, found[each.name])
+            found[each.name] = looked
+            faults = (*faults, *(problem.within(each.name) for problem in said))
+        made = make_plan(settings, probe, source, faults, found)
     return made
+
+
+def _found(settings: Settings, probe: Probe) -> tuple[dict[str, Found], tuple[Finding, ...]]:
+    """What is known of the models, by the instances that serve them.
+
+    Where the best that fits is asked for, that is chosen last: beside the others.
+    """
+    found: dict[str, Found] = {}
+    faults: tuple[Finding, ...] = ()
+    there: list[memory.Neighbour] = []
+    wanted = instances(settings)
+    for name, own in sorted(wanted.items(), key=lambda each: _is_open(each[1])):
+        looked, said = model_lookup.resolve(own, probe, there)
+        fitted = memory.judge(own, probe, looked.shape, there)
+        there += [(own, fitted)] if fitted and fitted.verdict is Verdict.FITS else []
+        template, unread = model_lookup.chat_template(own)
+        found[name] = replace(looked, chat_template=template)
+        faults = (*faults, *(problem.within(name) for problem in (*said, *unread)))
+    return found, faults
+
+
+def _is_open(settings: Settings) -> bool:
+    """Whether the best quantisation that fits is asked for."""
+    reference = settings.model_reference
+    return reference is not None and reference.quant is None and reference.file is None
+
+
+def _reached(instance: Instance, found: Found) -> Found:
+    """With what the host is told when it asks for the model."""
+    urls = [file.url for file in instance.model.missing if file.url] if instance.model else []
+    if not urls:
+        return found
+    stdin = told({"url": urls[0], **instance.settings.proxy_environment})
+    return replace(found, reach=host.get_fact(ModelReach, _stdin=stdin))
 
 
 class _FileOnHost:
@@ -124,19 +172,22 @@ class _FileOnHost:
         return found or b""
 
 
-def _shape(made: Plan) -> tuple[Shape | None, tuple[Finding, ...]]:
-    """The shape of a model of which only the host, or a web server, has the header."""
-    model = made.model
-    assert model is not None
-    if model.on_host:
-        paths = [file.path for file in model.parts]
-    elif any(not file.blob_stored for file in model.parts):
-        if made.settings.model_reference is not None or model.url is None:
-            return None, ()  # the Hub was asked; what was wrong was said
-        return model_lookup.shape_of_url(model.url)
+def _shaped(instance: Instance, found: Found) -> tuple[Found, tuple[Finding, ...]]:
+    """With the shape of a model of which only the host, or a web server, has the header."""
+    wanted = instance.model
+    if found.shape is not None or wanted is None:
+        return found, ()
+    if wanted.on_host:
+        paths = [file.path for file in wanted.parts]
+    elif any(not file.blob_stored for file in wanted.parts):
+        if instance.settings.model_reference is not None or wanted.url is None:
+            return found, ()  # the Hub was asked; what was wrong was said
+        shape, said = model_lookup.shape_of_url(wanted.url)
+        return replace(found, shape=shape), said
     else:
-        paths = [file.blob for file in model.parts]
-    return model_lookup.shape_of_sources(model.name, tuple(_FileOnHost(path) for path in paths))
+        paths = [file.blob for file in wanted.parts]
+    shape, said = model_lookup.shape_of_sources(wanted.name, tuple(map(_FileOnHost, paths)))
+    return replace(found, shape=shape), said
 
 
 def _stop(found: Finding) -> NoReturn:

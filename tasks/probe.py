@@ -34,8 +34,11 @@ APT_PENDING = f"{STATE}/apt.pending"
 DRIVER_MARK = f"{STATE}/driver-is-ours"
 """There if this software installed the driver, and so looks after it."""
 LOCK = "/run/llamastead.lock"
+UNITS = "/etc/systemd/system"
 SERVER_UNIT = "llama-server.service"
-SERVER_UNIT_FILE = f"/etc/systemd/system/{SERVER_UNIT}"
+SERVER_UNIT_FILE = f"{UNITS}/{SERVER_UNIT}"
+UNIT_MARK = "# Written by llamastead"
+"""How the first line of a unit of ours begins."""
 SERVER_USER = "llama"
 WORKER_USER = "llamastead"
 """Compiles and downloads; owns nothing that is served."""
@@ -131,11 +134,12 @@ class Toolkit:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who holds the TCP port that the server wants."""
+    """Who holds a TCP port that a server wants."""
 
     pid: int | None
     command: str | None
-    is_ours: bool
+    unit: str | None = None
+    """One of llama-server's units, if it is that."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,18 @@ class Service:
     digest: str | None
     """LLAMASTEAD_DIGEST in the environment of the main process: the unit it was started from."""
     anonymous_bytes: int | None = None
-    """Memory that goes with the main process: not what it maps of files."""
+    """Memory that goes with its processes: not what they map of files."""
+    mark: str | None = None
+    """First line of the unit's file."""
+    drop_ins: tuple[str, ...] = ()
+    """What the user put beside the unit's file."""
+    gate: tuple[str, ...] = ()
+    """What its gate saw of the GPUs at its last start."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this software wrote its unit."""
+        return (self.mark or "").startswith(UNIT_MARK)
 
 
 @dataclass(frozen=True)
@@ -311,21 +326,18 @@ class Probe:
     """What is kept of the models that were served: path to time and content."""
     links: Mapping[str, str] = field(default_factory=dict)
     """Symbolic links under models/: path to target."""
-    model_path: ModelPath | None = None
+    model_paths: Mapping[str, ModelPath] = field(default_factory=dict)
+    """Files that the user named by their paths on the host."""
     files: Mapping[str, ManagedFile] = field(default_factory=dict)
     users: frozenset[str] = frozenset()
-    server: Service | None = None
+    services: Mapping[str, Service] = field(default_factory=dict)
+    """llama-server's units, by name: ours, and others that are called so."""
     jobs: Mapping[str, str] = field(default_factory=dict)
     """Transient units of ours that are there: name to state."""
-    listener: Listener | None = None
+    listeners: Mapping[int, Listener] = field(default_factory=dict)
+    """Who holds the ports that were asked about."""
     locked_by: str | None = None
     """Who else is deploying to this host right now."""
-    gate: tuple[str, ...] = ()
-    """What the server's gate saw of the GPUs at its last start."""
-    drop_ins: tuple[str, ...] = ()
-    """What the user put beside our unit."""
-    unit_mark: str | None = None
-    """First line of the unit's file."""
 
 
 @dataclass(frozen=True)

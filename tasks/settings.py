@@ -275,6 +275,12 @@ class Settings(BaseModel):
         description="GPUs that llama-server has to see before it starts. Unset: every NVIDIA card "
         "of the host, or as many as `CUDA_VISIBLE_DEVICES` names in `server_environment`.",
     )
+    server_gpu_devices: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="NVIDIA cards that llama-server may use, by their numbers in the order of the "
+        "bus, which is `nvidia-smi`'s: `[0]`. Unset: all of them.",
+    )
     server_environment: dict[str, str] = Field(
         {},
         description="More environment for llama-server, name to value (such as "
@@ -302,6 +308,11 @@ class Settings(BaseModel):
         description="Ask clients for the API key in `/etc/llamastead/api-key` (generated there if "
         "the file is missing). Unset: exactly when the address is not loopback.",
     )
+    server_purpose: Literal["generate", "embed", "rerank"] = Field(
+        "generate",
+        description="What the model is for: text, embeddings (`/v1/embeddings`), or the order of "
+        "documents by relevance (`/v1/rerank`). The proof asks for it.",
+    )
     server_extra_args: tuple[str, ...] = Field(
         (), description="More arguments for llama-server, after ours, one list item each."
     )
@@ -310,6 +321,13 @@ class Settings(BaseModel):
     )
     server_stop_timeout_seconds: Annotated[int, Field(ge=1)] = Field(
         30, description="A stop takes no longer, whatever clients do. Seconds."
+    )
+
+    # Further servers
+    server_instances: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Further llama-servers: name to the `model`, `model_*` and `server_*` settings "
+        "in which each differs from the host's own. See [instances](instances.md).",
     )
 
     # NVIDIA's driver
@@ -499,6 +517,16 @@ class Settings(BaseModel):
                 raise ValueError(f"{arg!r} has a character that cannot be printed")
         return args
 
+    @field_validator("server_instances", mode="after")
+    @classmethod
+    def _names_of_units(cls, instances: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in instances:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", name):
+                raise ValueError(
+                    f"{name!r} is no name of an instance: a to z, 0 to 9 and dashes, at most 32"
+                )
+        return instances
+
     @model_validator(mode="after")
     def _contradictions(self) -> Settings:
         if self.model is not None and self.model.startswith("http") and self.model_sha256 is None:
@@ -527,6 +555,16 @@ class Settings(BaseModel):
         if self.server_chat_template is not None and self.server_chat_template_file is not None:
             raise ValueError(
                 "server_chat_template: server_chat_template_file is set as well; one of the two"
+            )
+        devices = self.server_gpu_devices
+        if devices is not None and "CUDA_VISIBLE_DEVICES" in self.server_environment:
+            raise ValueError(
+                "server_gpu_devices: CUDA_VISIBLE_DEVICES in server_environment says it already"
+            )
+        if devices is not None and (self.server_gpus or 0) > len(devices):
+            raise ValueError(
+                f"server_gpus: {self.server_gpus} are to be seen, but server_gpu_devices names "
+                f"{len(devices)}"
             )
         if self.server_ubatch_size > self.server_batch_size:
             raise ValueError(
@@ -604,9 +642,65 @@ def load(data: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         faults += [_fault(detail) for detail in error.errors(include_url=False)]
         raise SettingsError(faults) from None
+    if not faults:
+        faults += _faults_of_instances(settings)
     if faults:
         raise SettingsError(faults)
     return settings
+
+
+OF_THE_HOST = frozenset({"model_keep", "model_download_timeout_seconds", "server_instances"})
+"""Settings that stand once for all llama-servers, although their names begin as one's own do."""
+
+
+def own_settings() -> list[str]:
+    """Settings that an instance may have of its own."""
+    ours = ("model", "server_")
+    return [n for n in Settings.model_fields if n.startswith(ours) and n not in OF_THE_HOST]
+
+
+def instances(settings: Settings) -> dict[str, Settings]:
+    """Settings of each llama-server by its name, the host's own first, which has none."""
+    further = {name: Settings(**_of_instance(settings, name)) for name in settings.server_instances}
+    return {"": settings, **further}
+
+
+def _of_instance(settings: Settings, name: str) -> dict[str, Any]:
+    """The host's settings with what an instance has of its own.
+
+    What belongs to the host's model says nothing about another one.
+    """
+    own = settings.server_instances[name]
+    given = settings.model_fields_set - {"server_instances"}
+    if "model" in own:
+        of_models = ("model_", "server_alias", "server_chat_template", "server_reasoning")
+        given = {n for n in given if not n.startswith(of_models) or n in OF_THE_HOST}
+    return {
+        **{n: getattr(settings, n) for n in given},
+        **{n: _listed(value) for n, value in own.items()},
+    }
+
+
+def _faults_of_instances(settings: Settings) -> list[str]:
+    faults = []
+    allowed = own_settings()
+    ports = {settings.server_port: "the host's own llama-server"}
+    for name, own in settings.server_instances.items():
+        where = f"server_instances.{name}"
+        strange = sorted(set(own) - set(allowed))
+        faults += [f"{where}.{_misspelt(each, allowed)}" for each in strange]
+        if strange:
+            continue
+        try:
+            made = Settings(**_of_instance(settings, name))
+        except ValidationError as error:
+            faults += [f"{where}.{_fault(each)}" for each in error.errors(include_url=False)]
+            continue
+        port = made.server_port
+        if port in ports:
+            faults.append(f"{where}.server_port: {port} is the port of {ports[port]}")
+        ports[port] = where
+    return faults
 
 
 def _listed(value: Any) -> Any:
@@ -623,8 +717,10 @@ def _is_misspelt(name: str) -> bool:
     return bool(difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.87))
 
 
-def _misspelt(name: str) -> str:
-    nearest = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.6)
+def _misspelt(name: str, known: Iterable[str] = tuple(Settings.model_fields)) -> str:
+    if name in Settings.model_fields:
+        return f"{name}: stands once for the whole host"
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {nearest[0]}?" if nearest else "docs/settings.md lists all of them"
     return f"{name}: there is no such setting; {hint}"
 
@@ -634,6 +730,8 @@ def _fault(detail: Any) -> str:
     if not detail["loc"]:
         return message
     name = str(detail["loc"][0])
+    if name == "server_instances":
+        name = ".".join(map(str, detail["loc"][:2]))
     given = detail["input"]
     message = message[:1].lower() + message[1:]
     if name.startswith(("proxy_", "hf_")) or "://" in str(given):

@@ -16,31 +16,28 @@ from tasks.facts.proof import ServerProof
 from tasks.operations import shell
 from tasks.rules import proof as rules
 from tasks.rules.plan import Plan
+from tasks.rules.server import ServerPlan
 
 
 @deploy("Proof")
 def prove(plan: Plan) -> None:
     """Print for the host which device serves how fast where; fail if it does not."""
-    assert plan.server is not None
-    proven(
-        name="Prove that it serves",
-        url=plan.server.url,
-        with_key=plan.server.needs_api_key,
-        on_gpu=plan.server.offloads,
-    )
+    assert plan.servers
+    proven(name="Prove that it serves", servers=plan.servers)
 
 
 @operation()
-def proven(url: str, with_key: bool, on_gpu: bool) -> Generator[PyinfraCommand, None, None]:
-    """Ask the server for its properties and for tokens. Changes nothing but the report."""
+def proven(servers: tuple[ServerPlan, ...]) -> Generator[PyinfraCommand, None, None]:
+    """Ask each server for its properties and for tokens. Changes nothing but the report."""
     if not state.is_executing:
         return
-    answers = host.get_fact(ServerProof, url=url, with_key=with_key)
-    verdict = rules.judge(url, answers, on_gpu)
-    if verdict.faults:
-        yield shell.failure(*(f"Error: {fault}" for fault in verdict.faults))
+    verdicts = [_asked(server) for server in servers]
+    faults = [fault for verdict in verdicts for fault in verdict.faults]
+    if faults:
+        yield shell.failure(*(f"Error: {fault}" for fault in faults))
         return
-    report = shlex.quote(json.dumps({"host": host.name, **verdict.as_json()}, indent=2))
+    told = {"host": host.name, "servers": [verdict.as_json() for verdict in verdicts]}
+    report = shlex.quote(json.dumps(told, indent=2))
     written, output = shell.run(
         host,
         f"mkdir -p {at.STATE} && printf '%s\\n' {report} >{at.REPORT}.new && "
@@ -48,16 +45,36 @@ def proven(url: str, with_key: bool, on_gpu: bool) -> Generator[PyinfraCommand, 
     )
     if not written:
         shell.complain(host, f"Warning: {at.REPORT} cannot be written: {output.stderr}")
-    _print(verdict, with_key)
+    for server, verdict in zip(servers, verdicts, strict=True):
+        _print(verdict, server.needs_api_key)
+
+
+def _asked(server: ServerPlan) -> rules.Verdict:
+    answers = host.get_fact(
+        ServerProof,
+        unit=server.name,
+        url=server.url,
+        with_key=server.needs_api_key,
+        purpose=server.purpose,
+    )
+    return rules.judge(server.name, server.url, answers, server.offloads, server.purpose)
 
 
 def _print(verdict: rules.Verdict, with_key: bool) -> None:
     rows = rules.table(host.name, verdict)
     key = f' -H "Authorization: Bearer $(sudo cat {at.API_KEY})"' if with_key else ""
-    address = shlex.quote(f"{verdict.url}/v1/chat/completions")  # zsh looks for files named [::1]
-    try_it = (
-        f"curl {address}{key} -H 'Content-Type: application/json' "
-        '-d \'{"messages": [{"role": "user", "content": "Hello!"}]}\''
-    )
+    path, words = _EXAMPLES[verdict.purpose]
+    address = shlex.quote(f"{verdict.url}{path}")  # zsh looks for files named [::1]
+    try_it = f"curl {address}{key} -H 'Content-Type: application/json' -d '{words}'"
     lines = ["", *(f"    {what:<9} {value}" for what, value in rows), f"    try it    {try_it}", ""]
     click.echo("\n".join(lines), err=True)
+
+
+_EXAMPLES = {
+    "generate": (
+        "/v1/chat/completions",
+        '{"messages": [{"role": "user", "content": "Hello!"}]}',
+    ),
+    "embed": ("/v1/embeddings", '{"input": "Hello!"}'),
+    "rerank": ("/v1/rerank", '{"query": "Hello?", "documents": ["Hello!", "Goodbye."]}'),
+}

@@ -105,12 +105,4 @@ case $(first /proc/sys/kernel/osrelease) in
         say wsl_systemd "$(sed -n '/^\[boot\]/,/^\[[^b]/s/^[[:space:]]*systemd[[:space:]]*=[[:space:]]*\([a-z]*\).*/\1/p' /etc/wsl.conf 2>/dev/null)"
         ;;
 esac
-
-# What the server's gate saw at its last start, and what the user put beside our unit.
-sed -n 's/[[:cntrl:]]//g; s/^.*\(CUDA\|cuda\|NVIDIA\).*$/gate\t&/p' /var/cache/llama-server/gate.log 2>/dev/null |
-    sed -n 1,3p
-for file in "/etc/systemd/system/$server_unit.d"/*.conf; do
-    [ -f "$file" ] && say drop_in "$file"
-done
-[ ! -f "/etc/systemd/system/$server_unit" ] || say unit_mark "$(first "/etc/systemd/system/$server_unit")"
 true

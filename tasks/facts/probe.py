@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pyinfra.api import FactBase, FactProcessError
@@ -40,19 +40,18 @@ class HostProbe(FactBase[Probe]):
 
     def command(
         self,
-        port: int = 0,
-        model_path: str = "",
+        ports: Iterable[int] = (),
+        model_paths: Iterable[str] = (),
         files: Iterable[str] = (),
         packages: Iterable[str] = (),
     ) -> str:
         """The script, with what it is to look for in front."""
         wanted = {
-            "port": str(port),
-            "model_path": model_path,
+            "ports": " ".join(map(str, ports)),
+            "model_paths": "\n".join(model_paths),
             "files": " ".join(files),
             "packages": " ".join(packages),
             "lock": probe.LOCK,
-            "server_unit": probe.SERVER_UNIT,
             **nvidia.wanted(),
         }
         head = "".join(f"{name}={shlex.quote(value)}\n" for name, value in wanted.items())
@@ -155,19 +154,20 @@ def parse(output: Iterable[str]) -> Probe:
             path: target
             for path, _, target in (value.partition("	") for value in lines.all("link"))
         },
-        model_path=_model_path(lines),
+        model_paths=_model_paths(lines),
         files={
             path: ManagedFile(sha256, number(mode, 8) or 0, owner, group)
             for path, sha256, mode, owner, group in lines.words("file", 5)
         },
         users=frozenset(lines.all("user")),
-        server=_service(lines),
+        services=_services(lines),
         jobs=dict(lines.pairs("job")),
-        listener=_listener(lines.text("listener")),
+        listeners={
+            port: listener
+            for port, listener in map(_listener, lines.words("listener", 3))
+            if port is not None
+        },
         locked_by=lines.text("locked_by"),
-        gate=tuple(lines.all("gate")),
-        drop_ins=tuple(lines.all("drop_in")),
-        unit_mark=lines.text("unit_mark"),
     )
 
 
@@ -209,40 +209,49 @@ def _release(value: str) -> Release | None:
         return None  # a release that nobody can describe is none
 
 
-def _model_path(lines: Lines) -> ModelPath | None:
-    told = lines.text("model_path")
-    if told is None:
-        return None
-    mode = number(lines.text("model_mode"), 8)
-    return ModelPath(
-        exists=told == "exists",
-        size=lines.number("model_size"),
-        world_readable=mode is not None and bool(mode & 0o004),
-        magic=lines.text("model_magic"),
-        sha256=lines.text("model_verified"),
-    )
+def _model_paths(lines: Lines) -> dict[str, ModelPath]:
+    found = {path: ModelPath(exists=False) for path in lines.all("no_model_path")}
+    for size, mode, magic, verified, path in lines.words("model_path", 5):
+        found[path] = ModelPath(
+            exists=True,
+            size=number(size),
+            world_readable=bool((number(mode, 8) or 0) & 0o004),
+            magic=magic if magic != "-" else None,
+            sha256=verified if verified != "-" else None,
+        )
+    return found
 
 
-def _service(lines: Lines) -> Service | None:
-    active = lines.text("server.ActiveState")
-    if active is None:
-        return None
-    anonymous_kib = lines.number("server.anonymous_kib")
+def _services(lines: Lines) -> dict[str, Service]:
+    told: dict[str, dict[str, list[str]]] = {}
+    for unit, key, value in lines.words("service", 3):
+        told.setdefault(unit, {}).setdefault(key, []).append(value)
+    return {unit: _service(properties) for unit, properties in told.items()}
+
+
+def _service(told: Mapping[str, list[str]]) -> Service:
+    def text(key: str) -> str | None:
+        return told[key][0] if key in told else None
+
+    anonymous_kib = number(text("anonymous_kib"))
     return Service(
-        active=active,
-        sub=lines.text("server.SubState") or "",
-        enabled=lines.text("server.UnitFileState") or "",
-        main_pid=lines.number("server.MainPID") or 0,
-        need_daemon_reload=lines.text("server.NeedDaemonReload") == "yes",
-        executable=lines.text("server.executable"),
-        digest=lines.text("server.digest"),
+        active=text("ActiveState") or "",
+        sub=text("SubState") or "",
+        enabled=text("UnitFileState") or "",
+        main_pid=number(text("MainPID")) or 0,
+        need_daemon_reload=text("NeedDaemonReload") == "yes",
+        executable=text("executable"),
+        digest=text("digest"),
         anonymous_bytes=anonymous_kib * 1024 if anonymous_kib is not None else None,
+        mark=text("mark"),
+        drop_ins=tuple(told.get("drop_in", ())),
+        gate=tuple(told.get("gate", ())),
     )
 
 
-def _listener(value: str | None) -> Listener | None:
-    if value is None:
-        return None
-    kind, _, rest = value.partition(" ")
-    pid, _, command = rest.partition(" ")
-    return Listener(pid=number(pid), command=command or None, is_ours=kind == "ours")
+def _listener(words: tuple[str, ...]) -> tuple[int | None, Listener]:
+    port, kind, holder = words
+    if kind == "ours":
+        return number(port), Listener(None, None, holder)
+    pid, _, command = holder.partition(" ")
+    return number(port), Listener(number(pid), command or None)

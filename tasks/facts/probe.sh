@@ -1,6 +1,6 @@
 # Everything that matters about a host, in one round trip: lines of `key<TAB>value`.
 # Reads only. POSIX sh and coreutils; what is missing is simply not said.
-# Before it stand: port, model_path, files, packages, lock, server_unit.
+# Before it stand: ports, model_paths (one on each line), files (patterns), packages, lock.
 export LC_ALL=C
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 say() { [ -z "$2" ] || printf '%s\t%s\n' "$1" "$2"; }
@@ -103,20 +103,20 @@ done
 for record in /var/lib/llamastead/models/records/*.json; do
     [ -f "$record" ] && say record "$record $(stat -c %Y "$record") $(first "$record")"
 done
-if [ -n "$model_path" ]; then
-    if [ -f "$model_path" ]; then
-        say model_path "exists"
-        say model_size "$(stat -L -c %s "$model_path")"
-        say model_mode "$(stat -L -c %a "$model_path")"
-        say model_magic "$(od -An -N4 -tx1 "$model_path" 2>/dev/null | tr -d ' \n')"
-        key=$(printf '%s' "$model_path" | sha256sum | cut -d' ' -f1)
-        verified=$(first "/var/lib/llamastead/verified/$key")
-        now=$(stat -L -c '%s %Y %i' "$model_path")
-        [ "${verified#* }" != "$now" ] || say model_verified "${verified%% *}"
-    else
-        say model_path "missing"
+printf '%s\n' "$model_paths" | while IFS= read -r path; do
+    [ -n "$path" ] || continue
+    if [ ! -f "$path" ]; then
+        say no_model_path "$path"
+        continue
     fi
-fi
+    now=$(stat -L -c '%s %Y %i' "$path")
+    key=$(printf '%s' "$path" | sha256sum | cut -d' ' -f1)
+    verified=$(first "/var/lib/llamastead/verified/$key")
+    [ "${verified#* }" = "$now" ] || verified=
+    magic=$(od -An -N4 -tx1 "$path" 2>/dev/null | tr -d ' \n')
+    verified=${verified%% *}
+    say model_path "$(stat -L -c '%s %a' "$path") ${magic:--} ${verified:--} $path"
+done
 for file in $files; do
     [ -f "$file" ] && say file "$file $(sha256sum <"$file" | cut -d' ' -f1) $(stat -c '%a %U %G' "$file")"
 done
@@ -124,44 +124,61 @@ for user in llama llamastead; do
     id "$user" >/dev/null 2>&1 && say user "$user"
 done
 
-main_pid=0
+releases=$(readlink -f /opt/llama.cpp/releases) # /opt may be a link to a larger disk
+held=
+for file in /etc/systemd/system/llama-server.service /etc/systemd/system/llama-server@?*.service; do
+    # Only what is there: asking for an unknown unit costs a bus call and says nothing.
+    [ -e "$file" ] || continue
+    unit=${file##*/}
+    [ ! -f "$file" ] || say service "$unit mark $(first "$file")"
+    for drop_in in "$file.d"/*.conf; do
+        [ ! -f "$drop_in" ] || say service "$unit drop_in $drop_in"
+    done
+    gate=/var/cache/llama-server${unit#llama-server}
+    sed -n "s/[[:cntrl:]]//g; s/^.*\(CUDA\|cuda\|NVIDIA\).*\$/service\t$unit gate &/p" "${gate%.service}/gate.log" 2>/dev/null |
+        sed -n 1,3p
+    [ -d /run/systemd/system ] && have systemctl || continue
+    systemctl show "$unit" -p ActiveState,SubState,UnitFileState,MainPID,NeedDaemonReload 2>/dev/null |
+        sed "s/^\([A-Za-z]*\)=/service\t$unit \1 /"
+    main_pid=$(systemctl show "$unit" -p MainPID --value 2>/dev/null)
+    [ "${main_pid:-0}" -gt 0 ] || continue
+    held="$held $unit=$main_pid"
+    executable=$(readlink "/proc/$main_pid/exe" 2>/dev/null)
+    case $executable in
+        "${releases:-none}"/*) executable=/opt/llama.cpp/releases/${executable#"$releases"/} ;;
+    esac
+    say service "$unit executable $executable"
+    say service "$unit digest $(tr '\0' '\n' <"/proc/$main_pid/environ" 2>/dev/null | sed -n 's/^LLAMASTEAD_DIGEST=//p')"
+    anonymous=0
+    for pid in $main_pid $(first "/proc/$main_pid/task/$main_pid/children"); do
+        kib=$(sed -n 's/^RssAnon: *\([0-9]*\) kB/\1/p' "/proc/$pid/status" 2>/dev/null)
+        anonymous=$((anonymous + ${kib:-0}))
+    done
+    say service "$unit anonymous_kib $anonymous"
+done
 if [ -d /run/systemd/system ] && have systemctl; then
-    # Only where the unit is there: asking for an unknown one costs a bus call and says nothing.
-    if [ -e "/etc/systemd/system/$server_unit" ]; then
-        systemctl show "$server_unit" -p ActiveState,SubState,UnitFileState,MainPID,NeedDaemonReload \
-            2>/dev/null | sed 's/^\([A-Za-z]*\)=/server.\1\t/'
-        main_pid=$(systemctl show "$server_unit" -p MainPID --value 2>/dev/null)
-        if [ "${main_pid:-0}" -gt 0 ]; then
-            executable=$(readlink "/proc/$main_pid/exe" 2>/dev/null)
-            releases=$(readlink -f /opt/llama.cpp/releases) # /opt may be a link to a larger disk
-            case $executable in
-                "${releases:-none}"/*) executable=/opt/llama.cpp/releases/${executable#"$releases"/} ;;
-            esac
-            say server.executable "$executable"
-            say server.anonymous_kib "$(sed -n 's/^RssAnon: *\([0-9]*\) kB/\1/p' "/proc/$main_pid/status" 2>/dev/null)"
-            say server.digest "$(tr '\0' '\n' <"/proc/$main_pid/environ" 2>/dev/null | sed -n 's/^LLAMASTEAD_DIGEST=//p')"
-        fi
-    fi
     systemctl list-units --all --plain --no-legend 'llamastead-*.service' 2>/dev/null |
         sed -n 's/^\(llamastead-[^ ]*\) *[^ ]* *[^ ]* *\([^ ]*\) .*/job\t\1 \2/p'
 fi
 
-if [ "${port:-0}" -gt 0 ]; then
+for port in $ports; do
     hex=$(printf '%04X' "$port")
     inode=$(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null |
         sed -n "s/^ *[0-9]*: [0-9A-F]*:$hex [0-9A-F]*:[0-9A-F]* 0A \([^ ]* *\)\{5\}\([0-9]*\).*/\2/p" | sed -n 1p)
-    if [ -n "$inode" ]; then
-        if [ "${main_pid:-0}" -gt 0 ] &&
-            find "/proc/$main_pid/fd" -maxdepth 1 -lname "socket:\[$inode\]" 2>/dev/null | grep -q .; then
-            say listener "ours $main_pid"
-        else
-            holder=$(find /proc/[0-9]*/fd -maxdepth 1 -lname "socket:\[$inode\]" 2>/dev/null | sed -n 1p)
-            holder=${holder#/proc/}
-            holder=${holder%%/*}
-            say listener "other $holder $(first "/proc/${holder:-none}/comm")"
-        fi
+    [ -n "$inode" ] || continue
+    unit=
+    for each in $held; do
+        find "/proc/${each##*=}/fd" -maxdepth 1 -lname "socket:\[$inode\]" 2>/dev/null | grep -q . && unit=${each%=*}
+    done
+    if [ -n "$unit" ]; then
+        say listener "$port ours $unit"
+    else
+        holder=$(find /proc/[0-9]*/fd -maxdepth 1 -lname "socket:\[$inode\]" 2>/dev/null | sed -n 1p)
+        holder=${holder#/proc/}
+        holder=${holder%%/*}
+        say listener "$port other ${holder:--} $(first "/proc/${holder:-none}/comm")"
     fi
-fi
+done
 
 if [ -e "$lock" ] && have flock && ! flock -w 2 "$lock" true 2>/dev/null; then
     say locked_by "$(first "$lock")"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,28 @@ from tasks.rules.proof import Answers
 
 _SCRIPT = (Path(__file__).parent / "proof.sh").read_text()
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 4
-N_PREDICT = 32
+DOCUMENTS = ("A dog sleeps in the sun.", "Interest rates went up by a quarter of a point.")
+QUESTIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "generate": ("/completion", {"prompt": PROMPT, "n_predict": 32, "cache_prompt": False}),
+    "embed": ("/v1/embeddings", {"input": PROMPT}),
+    "rerank": ("/v1/rerank", {"query": "What does the dog do?", "documents": DOCUMENTS}),
+}
+"""Where a server is asked for what it is for, and with which words."""
 
 
 class ServerProof(FactBase[Answers]):
-    """Asks /health, /props and /completion on the host itself, and reads the start's log."""
+    """Asks on the host itself for health, properties and work, and reads the start's log."""
 
     shell_executable = "sh"
 
-    def command(self, url: str, with_key: bool) -> str:
+    def command(self, unit: str, url: str, with_key: bool, purpose: str = "generate") -> str:
         """The script, with the address in front. The API key is read on the host."""
-        request = {"prompt": PROMPT, "n_predict": N_PREDICT, "cache_prompt": False}
+        question, request = QUESTIONS[purpose]
         wanted = {
             "url": url,
             "key_file": at.API_KEY if with_key else "",
-            "unit": at.SERVER_UNIT,
+            "unit": unit,
+            "question": question,
             "request": json.dumps(request),
         }
         head = "".join(f"{name}={shlex.quote(value)}\n" for name, value in wanted.items())
@@ -52,7 +60,7 @@ def parse(output: list[str]) -> Answers:
     return Answers(
         health=int(health) if health.isdigit() else None,
         props=_object(told.get("props", "")),
-        completion=_object(told.get("completion", "")),
+        answer=_object(told.get("answer", "")),
         executable=told.get("executable") or None,
         memory_bytes=int(memory) * 1024 if memory.isdigit() else None,
         exposure=float(exposure) if re.fullmatch(r"\d+\.\d+", exposure) else None,

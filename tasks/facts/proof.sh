@@ -1,5 +1,5 @@
-# Asks the running server what it is and lets it generate, as lines of `key<TAB>value`; answers
-# are JSON on one line. Before it stand: url, key_file, unit, request.
+# Asks the running server what it is and lets it work, as lines of `key<TAB>value`; answers
+# are JSON on one line. Before it stand: url, key_file, unit, question (a path), request.
 tab=$(printf '\t')
 # The key goes in by a pipe: a process list would show it.
 ask() {
@@ -10,7 +10,7 @@ ask() {
 }
 printf 'health\t%s\n' "$(curl -s -o /dev/null -w '%{http_code}' --noproxy '*' --max-time 10 "$url/health")"
 printf 'props\t%s\n' "$(ask /props)"
-printf 'completion\t%s\n' "$(ask /completion -H 'Content-Type: application/json' -d "$request")"
+printf 'answer\t%s\n' "$(ask "$question" -H 'Content-Type: application/json' -d "$request")"
 pid=$(systemctl show "$unit" -p MainPID --value)
 printf 'executable\t%s\n' "$(readlink "/proc/$pid/exe")"
 printf 'memory_kib\t%s\n' "$(sed -n 's/^VmRSS: *\([0-9]*\) kB/\1/p' "/proc/$pid/status" 2>/dev/null)"

@@ -32,11 +32,12 @@ printf '%s %s\\n' "$actual" "$before" >"$MARK.new" && mv "$MARK.new" "$MARK"
 
 
 @operation()
-def fetched(model: ModelPlan, settings: Settings) -> Generator[PyinfraCommand, None, None]:
-    """Download what the store lacks of a model, each file checked, to the folder for downloads."""
-    files = [file for file in model.missing if file.url]
+def fetched(
+    files: tuple[ModelFile, ...], from_hub: bool, settings: Settings
+) -> Generator[PyinfraCommand, None, None]:
+    """Download files, each of them checked, to the folder for downloads."""
     secrets, server = {}, ""
-    if model.hub is not None and settings.hf_token is not None:
+    if from_hub and settings.hf_token is not None:
         secrets = {"hf-token": settings.hf_token.get_secret_value()}
         server = "/".join(settings.hf_endpoint.split("/")[:3])
     key = hashlib.sha256("".join(file.sha256 or "" for file in files).encode()).hexdigest()
@@ -66,9 +67,9 @@ def fetched(model: ModelPlan, settings: Settings) -> Generator[PyinfraCommand, N
 
 
 @operation()
-def copied(model: ModelPlan) -> Generator[PyinfraCommand, None, None]:
-    """Copy what the store lacks of a model from this machine, each file checked."""
-    for file in model.missing:
+def copied(files: tuple[ModelFile, ...]) -> Generator[PyinfraCommand, None, None]:
+    """Copy files from this machine, each of them checked."""
+    for file in files:
         assert file.original is not None
         # In the store itself, where root alone gets, under a name that is no blob's.
         new = f"{at.BLOBS}/.{file.sha256}.copy"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Generator
 
@@ -12,11 +13,11 @@ from pyinfra.api.command import FunctionCommand, PyinfraCommand
 from tasks import probe as at
 from tasks.operations import shell
 from tasks.operations.release import switch
+from tasks.rules.server import files_of
 
 POLL_SECONDS = 3
-UNIT = at.SERVER_UNIT
-PREVIOUS_UNIT = f"{at.STATE}/previous.service"
-PREVIOUS_RELEASE = f"{at.STATE}/previous.release"
+PREVIOUS = f"{at.STATE}/previous"
+"""Units with their files as they were when they last served, and the names of their releases."""
 
 
 @operation()
@@ -31,50 +32,71 @@ def api_key() -> Generator[PyinfraCommand, None, None]:
 
 
 @operation()
-def remembered() -> Generator[PyinfraCommand, None, None]:
-    """Keep the unit and the name of the release that serve now, in case the next do not.
+def remembered(units: tuple[str, ...]) -> Generator[PyinfraCommand, None, None]:
+    """Keep units, and the name of the release that each serves from, in case the next do not.
 
     After a deploy that was killed half-way the unit file is newer than what runs; then the older
     memory is the right one and stays.
     """
+    each = "".join(map(_remember, units))
+    yield shell.command(f"install -d -m 755 {at.STATE} {PREVIOUS} || exit 1\n{each}")
+
+
+def _remember(unit: str) -> str:
+    files = " ".join(path.lstrip("/") for path in files_of(unit))
+    return f"""
+if systemctl is-active --quiet {unit}; then
+  pid=$(systemctl show {unit} -p MainPID --value)
+  exe=$(readlink /proc/$pid/exe)
+  release=${{exe#"$(readlink -f {at.RELEASES})"/}}
+  printf %s "${{release%%/*}}" >{PREVIOUS}/{unit}.release
+  digest=$(tr '\\0' '\\n' </proc/$pid/environ | sed -n 's/^LLAMASTEAD_DIGEST=//p')
+  ! grep -q "LLAMASTEAD_DIGEST=$digest\\$" {at.UNITS}/{unit} ||
+    tar -C / -cf {PREVIOUS}/{unit}.tar $(cd / && ls {files} 2>/dev/null) || exit 1
+else
+  rm -f {PREVIOUS}/{unit}.tar {PREVIOUS}/{unit}.release
+fi
+"""
+
+
+@operation()
+def removed(unit: str) -> Generator[PyinfraCommand, None, None]:
+    """A llama-server of ours stopped and off the host; drop-ins are the user's and stay."""
+    files = shlex.join(files_of(unit))
+    cache = f"/var/cache/{unit.removesuffix('.service')}"
     yield shell.command(
         f"""
-if ! systemctl is-active --quiet {UNIT}; then
-  rm -f {PREVIOUS_UNIT} {PREVIOUS_RELEASE}; exit 0
-fi
-pid=$(systemctl show {UNIT} -p MainPID --value)
-exe=$(readlink /proc/$pid/exe)
-release=${{exe#"$(readlink -f {at.RELEASES})"/}}
-install -d -m 755 {at.STATE} && printf %s "${{release%%/*}}" >{PREVIOUS_RELEASE}
-digest=$(tr '\\0' '\\n' </proc/$pid/environ | sed -n 's/^LLAMASTEAD_DIGEST=//p')
-! grep -q "LLAMASTEAD_DIGEST=$digest\\$" {at.SERVER_UNIT_FILE} ||
-  cp -p {at.SERVER_UNIT_FILE} {PREVIOUS_UNIT}
+grep -qsF '{at.UNIT_MARK}' {at.UNITS}/{unit} || exit 0
+systemctl disable --now --quiet {unit} || exit 1
+rm -rf {files} {cache} {PREVIOUS}/{unit}.tar {PREVIOUS}/{unit}.release
+systemctl daemon-reload
+systemctl reset-failed {unit} 2>/dev/null || true
 """
     )
 
 
 @operation()
-def serving(digest: str) -> Generator[PyinfraCommand, None, None]:
-    """llama-server enabled, and running from the unit with this digest and from `current`.
+def serving(unit: str, digest: str) -> Generator[PyinfraCommand, None, None]:
+    """A llama-server enabled, and running from the unit with this digest and from `current`.
 
     It is restarted only if it runs from something else. If it does not become healthy, the unit
     and the release that served before are put back and started, and the operation fails with
     llama-server's own last words.
     """
     if state.is_executing:
-        _, output = shell.run(host, _difference(digest))
+        _, output = shell.run(host, _difference(unit, digest))
         if output.stdout.strip() == "none":
-            host.noop("llama-server runs from this unit and release")
+            host.noop(f"{unit} runs from this unit and release")
             return
-    yield shell.command(f"systemctl daemon-reload && systemctl enable --quiet {UNIT}")
-    yield FunctionCommand(_restart, [], {})
+    yield shell.command(f"systemctl daemon-reload && systemctl enable --quiet {unit}")
+    yield FunctionCommand(_restart, [unit], {})
 
 
-def _difference(digest: str) -> str:
+def _difference(unit: str, digest: str) -> str:
     return f"""
-pid=$(systemctl show {UNIT} -p MainPID --value)
-systemctl is-active --quiet {UNIT} && systemctl is-enabled --quiet {UNIT} &&
-[ "$(systemctl show {UNIT} -p NeedDaemonReload --value)" = no ] &&
+pid=$(systemctl show {unit} -p MainPID --value)
+systemctl is-active --quiet {unit} && systemctl is-enabled --quiet {unit} &&
+[ "$(systemctl show {unit} -p NeedDaemonReload --value)" = no ] &&
 [ "$(readlink /proc/$pid/exe)" = "$(readlink -f {at.CURRENT})/bin/llama-server" ] &&
 tr '\\0' '\\n' </proc/$pid/environ | grep -qx LLAMASTEAD_DIGEST={digest} &&
 echo none || echo some
@@ -84,30 +106,31 @@ echo none || echo some
 def _restart(
     state: State,  # noqa: ARG001  # pyinfra calls it so
     host: Host,
+    unit: str,
 ) -> bool:
-    if _start(host):
+    if _start(host, unit):
         return True
-    for line in _last_words(host):
+    for line in _last_words(host, unit):
         shell.complain(host, line)
-    if not _roll_back(host):
-        shell.run(host, f"systemctl stop {UNIT}")
-        shell.complain(host, "llama-server was stopped: there is nothing older to go back to.")
+    if not _roll_back(host, unit):
+        shell.run(host, f"systemctl stop {unit}")
+        shell.complain(host, f"{unit} was stopped: there is nothing older to go back to.")
     return False
 
 
-def _start(host: Host) -> bool:
-    """Restart the unit and wait until it is healthy, saying how long it takes."""
-    _, output = shell.run(host, f"systemctl show {UNIT} -p InvocationID --value")
+def _start(host: Host, unit: str) -> bool:
+    """Restart a unit and wait until it is healthy, saying how long it takes."""
+    _, output = shell.run(host, f"systemctl show {unit} -p InvocationID --value")
     before = output.stdout.strip()
     queued, output = shell.run(
-        host, f"systemctl reset-failed {UNIT} 2>/dev/null; systemctl restart --no-block {UNIT}"
+        host, f"systemctl reset-failed {unit} 2>/dev/null; systemctl restart --no-block {unit}"
     )
     if not queued:
-        shell.complain(host, f"Error: systemd refuses to start {UNIT}: {output.stderr}")
+        shell.complain(host, f"Error: systemd refuses to start {unit}: {output.stderr}")
         return False
     began = time.monotonic()
     while True:
-        answered, output = shell.run(host, _wait(before))
+        answered, output = shell.run(host, _wait(unit, before))
         if not answered:
             return False
         words = output.stdout.split()
@@ -115,10 +138,10 @@ def _start(host: Host) -> bool:
             return True
         if words[:1] != ["activating"] or "auto-restart" in words:
             return False
-        shell.say(host, f"llama-server is loading the model ({time.monotonic() - began:.0f} s)")
+        shell.say(host, f"{unit} is loading the model ({time.monotonic() - began:.0f} s)")
 
 
-def _wait(before: str) -> str:
+def _wait(unit: str, before: str) -> str:
     """Shell that says the unit's state once it is another start than `before`, or after a while.
 
     `refused` if systemd has nothing left to do about the unit and there was no other start: a
@@ -127,9 +150,9 @@ def _wait(before: str) -> str:
     return f"""
 n=0
 while [ $n -lt {POLL_SECONDS * 10} ]; do
-  job=$(systemctl list-jobs --plain --no-legend {UNIT})
-  now=$(systemctl show {UNIT} -p InvocationID --value)
-  set -- $(systemctl show {UNIT} -p ActiveState,SubState --value)
+  job=$(systemctl list-jobs --plain --no-legend {unit})
+  now=$(systemctl show {unit} -p InvocationID --value)
+  set -- $(systemctl show {unit} -p ActiveState,SubState --value)
   if [ "$now" != "{before}" ] && [ -n "$now" ]; then
     case "$1 $2" in
       "activating auto-restart"*) break ;;
@@ -148,25 +171,41 @@ echo "$1 $2"
 """
 
 
-def _last_words(host: Host) -> list[str]:
+def _last_words(host: Host, unit: str) -> list[str]:
     _, output = shell.run(
         host,
-        f"journalctl -q --no-pager -o cat -u {UNIT} -n 40 2>/dev/null | tail -n 15",
+        f"journalctl -q --no-pager -o cat -u {unit} -n 40 2>/dev/null | tail -n 15",
     )
-    return ["Error: llama-server did not become healthy. Its last words:", *output.stdout_lines]
+    return [f"Error: {unit} did not become healthy. Its last words:", *output.stdout_lines]
 
 
-def _roll_back(host: Host) -> bool:
-    """Put back what served before. True if it serves again."""
-    there, _ = shell.run(
+def _roll_back(host: Host, unit: str) -> bool:
+    """Put back what served before. True if it serves again.
+
+    All llama-servers run from one release: if that goes back, so do those that this deploy had
+    restarted from it already.
+    """
+    there, output = shell.run(
         host,
         f"""
-[ -e {PREVIOUS_UNIT} ] && release=$(cat {PREVIOUS_RELEASE}) || exit 1
-cp -p {PREVIOUS_UNIT} {at.SERVER_UNIT_FILE} && systemctl daemon-reload || exit 1
-{switch("$release")}
+[ -e {PREVIOUS}/{unit}.tar ] && release=$(cat {PREVIOUS}/{unit}.release) || exit 1
+rm -f {shlex.join(files_of(unit))}
+tar -C / -xpf {PREVIOUS}/{unit}.tar || exit 1
+( {switch("$release")} ) || exit 1
+for other in $(cd {PREVIOUS} && ls -- *.tar); do
+  other=${{other%.tar}}
+  [ $other != {unit} ] && [ "$(cat {PREVIOUS}/$other.release)" = "$release" ] || continue
+  pid=$(systemctl show $other -p MainPID --value)
+  [ "$pid" != 0 ] &&
+    [ "$(readlink /proc/$pid/exe)" != "$(readlink -f {at.CURRENT})/bin/llama-server" ] || continue
+  tar -C / -xpf {PREVIOUS}/$other.tar && echo $other
+done
+systemctl daemon-reload
 """,
     )
-    if not there or not _start(host):
+    if not there or not _start(host, unit):
         return False
-    shell.complain(host, "The unit and release that served before are back and serving.")
+    others = [other for other in output.stdout_lines if _start(host, other)]
+    which = " and ".join([unit, *others])
+    shell.complain(host, f"{which}: unit and release of before are back and serving.")
     return True

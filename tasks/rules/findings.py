@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -32,6 +32,12 @@ class Finding:
     """What to do, as a command where one does it."""
     source: str = ""
     """Where that is documented, or how it was measured."""
+
+    def within(self, instance: str) -> Finding:
+        """The same, said of one of several llama-servers; the main one has no name."""
+        if not instance:
+            return self
+        return replace(self, cause=f"server_instances.{instance}: {self.cause}")
 
     def __str__(self) -> str:
         parts = [self.cause]

@@ -119,6 +119,14 @@ class Place:
     """As a person would call it: `NVIDIA GeForce RTX 5090`."""
     size: int
     """Bytes that a server may use, before the margin."""
+    taken: int = 0
+    """Bytes beside them that the host's other servers are given."""
+
+    @property
+    def described(self) -> str:
+        """How much there is."""
+        beside = f" beside {_size(self.taken)} for other servers" if self.taken else ""
+        return f"{_size(self.size)}{beside}"
 
 
 @dataclass(frozen=True)
@@ -487,7 +495,7 @@ def findings(found: Fit, name: str, alternatives: Sequence[str] = ()) -> Iterato
             yield warning(
                 "memory-unsure",
                 f"model: {name} needs at least {_size(short.memory.total)} on {short.place.name}, "
-                f"which has {_size(short.place.size)}; {doubts}",
+                f"which has {short.place.described}; {doubts}",
                 "it may need more than that, and then will not start",
             )
         return
@@ -497,7 +505,7 @@ def findings(found: Fit, name: str, alternatives: Sequence[str] = ()) -> Iterato
     yield error(
         "model-too-large",
         f"model: {name} needs {describe(short.memory)} on {short.place.name}, which has "
-        f"{_size(short.place.size)}, of which {_size(short.margin)} stay free",
+        f"{short.place.described}, of which {_size(short.margin)} stay free",
         f"it is {_size(-short.left)} too large" + (f" at the least ({doubts})" if doubts else ""),
         fix,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from tasks import probe as at
@@ -14,7 +14,7 @@ from tasks.rules import model_record
 from tasks.rules.architecture import Shape
 from tasks.rules.findings import Finding, error
 from tasks.rules.hub_files import HubFile, HubModel
-from tasks.rules.model_record import Original, Record, Removal
+from tasks.rules.model_record import Original, Record
 from tasks.rules.space import Need
 from tasks.settings import Settings
 
@@ -48,6 +48,8 @@ class Found:
     """Smaller quantisations that fit as they are."""
     chat_template: str | None = None
     """What server_chat_template_file holds."""
+    reach: Reach | None = None
+    """None where the host was not asked."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,6 @@ class ModelPlan:
     record_path: str = ""
     recorded: bool = False
     has_served: bool = False
-    removal: Removal = field(default_factory=Removal)
-    """What may go once it serves."""
 
     @property
     def files(self) -> tuple[ModelFile, ...]:
@@ -147,13 +147,6 @@ class ModelPlan:
         sizes = [file.size for file in self.files if file.size is not None]
         return sum(sizes) if len(sizes) == len(self.files) else None
 
-    def with_reach(self, reach: Reach | None) -> ModelPlan:
-        """The same with the size that the server told."""
-        first = self.parts[0]
-        if reach is None or first.size is not None:
-            return self
-        return replace(self, parts=(replace(first, size=reach.size), *self.parts[1:]))
-
 
 def file_name(url: str) -> str:
     """A harmless file name for what a URL points at.
@@ -195,7 +188,7 @@ def plan(settings: Settings, probe: Probe, found: Found | None = None) -> ModelP
         return _of_hub(settings, probe, found.hub) if found.hub else None
     assert sha256 is not None  # settings refuse a URL without it
     path = f"{at.MODELS}/{sha256[:12]}/{file_name(model)}"
-    file = _file(probe, path, sha256, None, url=model)
+    file = _file(probe, path, sha256, found.reach.size if found.reach else None, url=model)
     return _kept(settings, probe, file_name(model), (file,))
 
 
@@ -209,7 +202,7 @@ def _shown(model: str) -> str:
 
 
 def _on_host(path: str, sha256: str | None, probe: Probe) -> ModelPlan:
-    there = probe.model_path
+    there = probe.model_paths.get(path)
     first, *others = part_paths(path)
     parts = [ModelFile(first, sha256, there.size if there else None)]
     parts += [ModelFile(other, None, None) for other in others]
@@ -290,9 +283,6 @@ def _kept(
         record_path=path,
         recorded=text == record.as_json(),
         has_served=time > 0,
-        removal=model_record.removal(
-            path, record, probe, settings.model_keep, settings.server_extra_args
-        ),
     )
 
 
@@ -320,7 +310,7 @@ def findings(
     if wanted is None or model is None:
         return
     if model.on_host:
-        yield from _path_findings(model, probe)
+        yield from _path_findings(wanted, model, probe)
         return
     if wanted.startswith("http") and len(part_paths(file_name(wanted))) > 1:
         yield error(
@@ -349,8 +339,8 @@ def sentence(model: ModelPlan) -> str:
     return f"{doing} {model.name}{where} ({size}{count})"
 
 
-def _path_findings(model: ModelPlan, probe: Probe) -> Iterator[Finding]:
-    there = probe.model_path
+def _path_findings(wanted: str, model: ModelPlan, probe: Probe) -> Iterator[Finding]:
+    there = probe.model_paths.get(wanted)
     if there is None or not there.exists:
         yield error(
             "model-missing",
@@ -382,12 +372,17 @@ def _reach_findings(model: ModelPlan, reach: Reach) -> Iterator[Finding]:
         yield _not_gguf(model.url or model.path, reach.magic)
 
 
-def needs(model: ModelPlan | None, probe: Probe) -> Iterator[Need]:
-    """Disk space that its files take."""
-    for file in model.missing if model is not None else ():
+def missing(models: Iterable[ModelPlan]) -> tuple[ModelFile, ...]:
+    """Files of all of them whose bytes the store lacks, each content once."""
+    return tuple({file.sha256: file for each in models for file in each.missing}.values())
+
+
+def needs(models: Iterable[ModelPlan], probe: Probe) -> Iterator[Need]:
+    """Disk space that their files take."""
+    for file in missing(models):
         if file.size and file.sha256:
-            missing = max(0, file.size - probe.partials.get(file.sha256, 0))
-            yield Need(at.STATE, missing, file.name)
+            lacking = max(0, file.size - probe.partials.get(file.sha256, 0))
+            yield Need(at.STATE, lacking, file.name)
 
 
 def _not_gguf(where: str, magic: str | None) -> Finding:

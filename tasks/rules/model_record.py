@@ -54,7 +54,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Removal:
-    """What goes once the wanted model serves."""
+    """What goes once everything that is wanted serves."""
 
     records: tuple[str, ...] = ()
     """Paths."""
@@ -101,18 +101,21 @@ def read(told: Mapping[str, tuple[int, str]]) -> tuple[Kept, ...]:
 
 
 def removal(
-    current: str, wanted: Record, probe: at.Probe, keep: int | str, protected: Iterable[str] = ()
+    wanted: Mapping[str, Record], probe: at.Probe, keep: int | str, protected: Iterable[str] = ()
 ) -> Removal:
-    """What is neither the wanted model's nor one of the last ones before it.
+    """What is neither one of the wanted models' nor one of the last ones before them.
 
-    current is the path of the wanted model's record. What no record tells of is not touched;
-    neither is a file whose path stands in protected, such as the server's arguments.
+    wanted is the records of all that is to be served, by path. What no record tells of is not
+    touched; neither is a file whose path stands in protected, such as the servers' arguments.
     """
-    others = [each for each in read(probe.records) if each.path != current]
+    others = [each for each in read(probe.records) if each.path not in wanted]
     # What never served is nothing to go back to.
     kept = others if keep == "all" else [each for each in others if each.time > 0][: int(keep)]
     gone = [each for each in others if each not in kept]
-    stays: dict[str, str] = dict(wanted.files)
+    needed: dict[str, str] = {}
+    for record in wanted.values():
+        needed |= record.files
+    stays = dict(needed)
     for each in kept:
         stays |= each.record.files
     said = " ".join(protected)
@@ -129,7 +132,7 @@ def removal(
         posixpath.basename(target) for path, target in probe.links.items() if path not in set(links)
     }
     blobs = [sha256 for sha256 in dict.fromkeys(blobs) if sha256 not in held]
-    partials = [sha256 for sha256 in probe.partials if sha256 not in wanted.files.values()]
+    partials = [sha256 for sha256 in probe.partials if sha256 not in needed.values()]
     return Removal(
         records=tuple(each.path for each in gone),
         links=tuple(dict.fromkeys(links)),

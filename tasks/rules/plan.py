@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from tasks import probe as at
-from tasks.probe import Probe
+from tasks.probe import Probe, Release
 from tasks.rules import (
     build,
     fit,
@@ -20,12 +21,29 @@ from tasks.rules import (
 )
 from tasks.rules.build import BuildPlan, Source
 from tasks.rules.findings import Finding, Severity
-from tasks.rules.fit import Fit
-from tasks.rules.model import Found, ModelPlan, Reach
+from tasks.rules.fit import Fit, Verdict
+from tasks.rules.model import Found, ModelPlan
+from tasks.rules.model_record import Removal
 from tasks.rules.nvidia import Stack, installation
 from tasks.rules.nvidia.installation import Installation
 from tasks.rules.server import ServerPlan
 from tasks.settings import Settings
+from tasks.settings import instances as instances_of
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One model that is to be served, and what was decided about it."""
+
+    name: str
+    """Empty for the main one."""
+    settings: Settings
+    model: ModelPlan | None
+    """None where there is none, or where it could not be looked up."""
+    fit: Fit | None
+    """Whether the model fits; None where it serves already, or too little is known."""
+    server: ServerPlan | None
+    """None where there is no model to serve."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +60,27 @@ class Plan:
     """What is put on the host of NVIDIA's, and how."""
     build: BuildPlan | None
     """None where the version could not be resolved."""
-    model: ModelPlan | None
-    fit: Fit | None
-    """Whether the model fits; None where it serves already, or too little is known."""
-    server: ServerPlan | None
-    """None where there is no model to serve."""
+    instances: tuple[Instance, ...]
+    """The main one first."""
+    leftovers: tuple[str, ...]
+    """Units of servers that are no longer asked for."""
+    removal: Removal
+    """Models that may go once everything serves."""
+
+    @property
+    def main(self) -> Instance:
+        """What the host's own settings describe."""
+        return self.instances[0]
+
+    @property
+    def models(self) -> tuple[ModelPlan, ...]:
+        """Everything that has to be on the host."""
+        return tuple(each.model for each in self.instances if each.model)
+
+    @property
+    def servers(self) -> tuple[ServerPlan, ...]:
+        """The services, the main one first."""
+        return tuple(each.server for each in self.instances if each.server)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -60,8 +94,14 @@ class Plan:
 
     @property
     def needs_download(self) -> bool:
-        """Whether the model has to be fetched."""
-        return self.model is not None and any(file.url for file in self.model.missing)
+        """Whether a model has to be fetched."""
+        return any(file.url for file in model.missing(self.models))
+
+    @property
+    def serves(self) -> bool:
+        """Whether everything serves as it should already."""
+        served = all(each.converged for each in self.servers)
+        return self.is_current and served and not self.leftovers
 
     @property
     def is_current(self) -> bool:
@@ -74,49 +114,30 @@ def make_plan(
     settings: Settings,
     probe: Probe,
     source: Source | None,
-    reach: Reach | None = None,
     faults: tuple[Finding, ...] = (),
-    found: Found | None = None,
+    found: Mapping[str, Found] | None = None,
 ) -> Plan:
     """Decide everything about a host.
 
     faults are findings from elsewhere, such as a version that could not be resolved; found is what
-    was looked up of the model.
+    was looked up of the models, by the names of the instances that serve them.
     """
     gpu = stack.plan(settings, probe)
     build_plan = build.plan(settings, probe, source, gpu) if source else None
-    model_plan = model.plan(settings, probe, found)
-    if model_plan is not None:
-        model_plan = model_plan.with_reach(reach)
     release = build_plan.release if build_plan else None
-    server_plan = (
-        server.plan(
-            settings,
-            probe,
-            model_plan,
-            release.name if release else None,
-            gpu,
-            found.chat_template if found else None,
-        )
-        if model_plan
-        else None
-    )
     put = installation.plan_installation(settings, probe, gpu)
     findings = [*host.findings(probe), *faults, *stack.findings(settings, probe, gpu)]
     findings += installation.findings(settings, probe, put)
     if build_plan is not None:
         findings += build.findings(build_plan, settings, probe)
-    findings += model.findings(settings, model_plan, probe, reach)
-    judged = None
-    if model_plan is not None and found is not None and not (server_plan and server_plan.converged):
-        # What serves already has shown that it fits.
-        judged = memory.judge(settings, probe, found.shape)
-        if judged is not None:
-            findings += fit.findings(judged, model_plan.name, found.alternatives)
-    needs = [*stack.needs(settings, gpu), *model.needs(model_plan, probe)]
+    instances = _instances(settings, probe, release.name if release else None, gpu, found or {})
+    models = [each.model for each in instances if each.model]
+    gone = server.leftovers(probe, [server.unit_of(each.name) for each in instances])
+    for each in instances:
+        findings += _of_instance(each, probe, release, gpu, found or {}, gone)
+    needs = [*stack.needs(settings, gpu), *model.needs(models, probe)]
     needs += build.needs(build_plan) if build_plan else []
     findings += space.findings(needs, probe)
-    findings += server.findings(settings, probe, release)
     order = [Severity.ERROR, Severity.WARNING, Severity.NOTE]
     findings.sort(key=lambda found: order.index(found.severity))
     to_build = build_plan.packages if build_plan else build.PACKAGES
@@ -129,10 +150,74 @@ def make_plan(
         stack=gpu,
         installation=put,
         build=build_plan,
-        model=model_plan,
-        fit=judged,
-        server=server_plan,
+        instances=instances,
+        leftovers=gone,
+        removal=model_record.removal(
+            {each.record_path: each.record for each in models if each.record},
+            probe,
+            settings.model_keep,
+            [word for each in instances for word in each.settings.server_extra_args],
+        ),
     )
+
+
+def _instances(
+    settings: Settings,
+    probe: Probe,
+    release: str | None,
+    gpu: Stack | None,
+    found: Mapping[str, Found],
+) -> tuple[Instance, ...]:
+    """Each model with its server, and whether they fit beside each other."""
+    made = []
+    wanted = instances_of(settings)
+    counted = [server.gpus(own, probe, gpu) for own in wanted.values()]
+    awaited = max((seen.awaited for seen in counted if seen), default=0)
+    for name, own in wanted.items():
+        looked = found.get(name, Found())
+        model_plan = model.plan(own, probe, looked)
+        server_plan = None
+        if model_plan is not None:
+            among = server.Among(name, awaited)
+            server_plan = server.plan(
+                own, probe, model_plan, release, gpu, looked.chat_template, among
+            )
+        made.append(Instance(name, own, model_plan, None, server_plan))
+    return _fitted(made, probe, found)
+
+
+def _fitted(made: list[Instance], probe: Probe, found: Mapping[str, Found]) -> tuple[Instance, ...]:
+    """With what the models need of the host's memory, one beside the other.
+
+    What serves already has shown that it fits; the others have to find room beside it.
+    """
+    there: list[memory.Neighbour] = []
+    judged: dict[str, Fit | None] = {}
+    for each in sorted(made, key=lambda each: not (each.server and each.server.converged)):
+        fitted = memory.judge(each.settings, probe, found.get(each.name, Found()).shape, there)
+        if fitted is not None and each.server is not None:
+            if fitted.verdict is Verdict.FITS:
+                there.append((each.settings, fitted))
+            judged[each.name] = None if each.server.converged else fitted
+    return tuple(replace(each, fit=judged.get(each.name)) for each in made)
+
+
+def _of_instance(
+    instance: Instance,
+    probe: Probe,
+    release: Release | None,
+    gpu: Stack | None,
+    found: Mapping[str, Found],
+    gone: tuple[str, ...],
+) -> Iterator[Finding]:
+    """What there is to say about a model and its server."""
+    own, name = instance.settings, instance.name
+    looked = found.get(name, Found())
+    said = [*model.findings(own, instance.model, probe, looked.reach)]
+    if instance.fit is not None and instance.model is not None:
+        said += fit.findings(instance.fit, instance.model.name, looked.alternatives)
+    said += server.findings(own, probe, release, gpu, name, gone)
+    yield from (each.within(name) for each in said)
 
 
 RUNTIME_PACKAGES = ("ca-certificates", "curl")
@@ -146,7 +231,7 @@ def watched_packages() -> tuple[str, ...]:
 
 def rows(plan: Plan) -> list[tuple[str, str]]:
     """The plan as (what, decision), for people."""
-    probe, settings = plan.probe, plan.settings
+    probe = plan.probe
     gib = 1024**3
     memory = f"{probe.memory_bytes / gib:.0f} GiB" if probe.memory_bytes else "unknown memory"
     table = [
@@ -179,18 +264,28 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         else:
             text = f"switch to {plan.build.release.name}"
         table.append(("llama.cpp", text))
-    if plan.model is not None:
-        table.append(("model", model.sentence(plan.model)))
-        if plan.fit is not None:
-            table.append(("memory", fit.sentence(plan.fit)))
-        if plan.model.removal:
-            table.append(("clean up", model_record.sentence(plan.model.removal)))
-    if plan.server is not None:
-        doing = "runs" if plan.server.converged else "start"
-        key = ", API key" if plan.server.needs_api_key else ""
+    for instance in plan.instances:
+        table += _instance_rows(instance)
+    if plan.leftovers:
+        table.append(("servers", f"remove {', '.join(plan.leftovers)}"))
+    if plan.removal:
+        table.append(("clean up", model_record.sentence(plan.removal)))
+    return table
+
+
+def _instance_rows(instance: Instance) -> list[tuple[str, str]]:
+    settings, table = instance.settings, []
+    unit = (instance.server.name if instance.server else "").removesuffix(".service")
+    if instance.model is not None:
+        table.append(("model", model.sentence(instance.model)))
+    if instance.fit is not None:
+        table.append(("memory", fit.sentence(instance.fit)))
+    if instance.server is not None:
+        doing = "runs" if instance.server.converged else "start"
+        key = ", API key" if instance.server.needs_api_key else ""
         where = f"{settings.server_host}:{settings.server_port}"
         slots = f"{settings.server_parallel} x {settings.server_ctx_size} tokens"
-        table.append(("server", f"{doing} llama-server at {where}, {slots}{key}"))
+        table.append(("server", f"{doing} {unit} at {where}, {slots}{key}"))
     return table
 
 
@@ -235,7 +330,7 @@ def _stack_json(gpu: Stack) -> dict[str, object]:
 
 def as_json(plan: Plan) -> dict[str, object]:
     """The plan for a program: plain values only."""
-    build_plan, model_plan, server_plan = plan.build, plan.model, plan.server
+    build_plan = plan.build
     return {
         "findings": [
             {
@@ -262,33 +357,43 @@ def as_json(plan: Plan) -> dict[str, object]:
             "options": dict(build_plan.options),
             "targets": list(build_plan.targets),
         },
-        "model": model_plan
+        "remove_units": list(plan.leftovers),
+        "instances": [_instance_json(each, plan) for each in plan.instances],
+    }
+
+
+def _instance_json(instance: Instance, plan: Plan) -> dict[str, object]:
+    wanted, judged, service = instance.model, instance.fit, instance.server
+    return {
+        "name": instance.name,
+        "model": wanted
         and {
-            "path": model_plan.path,
-            "url": model_plan.url,
-            "sha256": model_plan.sha256,
-            "commit": model_plan.hub.commit if model_plan.hub else None,
+            "path": wanted.path,
+            "url": wanted.url,
+            "sha256": wanted.sha256,
+            "commit": wanted.hub.commit if wanted.hub else None,
             "files": [
                 {"path": file.path, "sha256": file.sha256, "bytes": file.size}
-                for file in model_plan.files
+                for file in wanted.files
             ],
-            "bytes": model_plan.size,
-            "fetch": plan.needs_download,
+            "bytes": wanted.size,
+            "fetch": any(file.url for file in wanted.missing),
         },
-        "memory": plan.fit
+        "memory": judged
         and {
-            "verdict": plan.fit.verdict.value,
+            "verdict": judged.verdict.value,
             "places": [
                 {"name": share.place.name, "bytes": share.place.size, "needed": share.memory.total}
-                for share in plan.fit.shares
+                for share in judged.shares
             ],
-            "changes": [dict(change.settings) for change in plan.fit.changes],
+            "changes": [dict(change.settings) for change in judged.changes],
         },
-        "server": server_plan
+        "server": service
         and {
-            "url": server_plan.url,
-            "arguments": list(server_plan.arguments),
-            "api_key": at.API_KEY if server_plan.needs_api_key else None,
-            "converged": server_plan.converged and plan.is_current,
+            "unit": service.name,
+            "url": service.url,
+            "arguments": list(service.arguments),
+            "api_key": at.API_KEY if service.needs_api_key else None,
+            "converged": service.converged and plan.is_current,
         },
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ class Answers:
 
     health: int | None = None
     props: Mapping[str, Any] = field(default_factory=dict)
-    completion: Mapping[str, Any] = field(default_factory=dict)
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    """To what it is for: a completion, embeddings, or documents with their relevance."""
     executable: str | None = None
     memory_bytes: int | None = None
     exposure: float | None = None
@@ -33,6 +34,8 @@ class Answers:
 class Verdict:
     """The proof that a host serves, or why it is none."""
 
+    unit: str
+    purpose: str
     faults: tuple[str, ...]
     release: str | None
     model: str | None
@@ -44,6 +47,8 @@ class Verdict:
     slots: int | None
     prompt_tokens_per_second: float | None
     tokens_per_second: float | None
+    work: str
+    """What it did when it was asked for what it is for."""
     memory_bytes: int | None
     exposure: float | None
     url: str
@@ -53,7 +58,9 @@ class Verdict:
         return asdict(self)
 
 
-def judge(url: str, answers: Answers, on_gpu: bool = False) -> Verdict:
+def judge(
+    unit: str, url: str, answers: Answers, on_gpu: bool = False, purpose: str = "generate"
+) -> Verdict:
     """Judge what the server answered; on_gpu: the plan counts on a GPU.
 
     Router mode, an answer without tokens, and an answer from the CPU where a GPU was meant are no
@@ -62,25 +69,27 @@ def judge(url: str, answers: Answers, on_gpu: bool = False) -> Verdict:
     faults = []
     if answers.health != 200:
         faults.append(f"{url}/health says {answers.health or 'nothing'}, not 200")
-    props, completion = answers.props, answers.completion
+    props, answer = answers.props, answers.answer
     if props.get("role") == "router":
         faults.append("llama-server runs in router mode: it was given no model of its own")
-    timings = completion.get("timings")
+    timings = answer.get("timings")
     timings = timings if isinstance(timings, Mapping) else {}
-    generated = timings.get("predicted_n") or completion.get("tokens_predicted") or 0
-    if not generated:
-        said = completion.get("error") or "nothing"
-        faults.append(f"{url}/completion generated no token; it said {said}")
+    work = _WORK[purpose](answer)
+    if work is None:
+        said = answer.get("error") or "nothing"
+        faults.append(f"{url} was asked to {purpose} and did not; it said {said}")
     settings = props.get("default_generation_settings")
     settings = settings if isinstance(settings, Mapping) else {}
     device, layers = _device(answers)
     if on_gpu and device == CPU:
         faults.append(
             f"{url} serves from the CPU, not from the GPU: {layers}. "
-            "`journalctl -u llama-server -b | grep -i cuda` says why"
+            f"`journalctl -u {unit} -b | grep -i cuda` says why"
         )
     release = re.search(r"/releases/([^/]+)/", answers.executable or "")
     return Verdict(
+        unit=unit,
+        purpose=purpose,
         faults=tuple(faults),
         release=release[1] if release else None,
         model=props.get("model_alias") or props.get("model_path"),
@@ -90,10 +99,52 @@ def judge(url: str, answers: Answers, on_gpu: bool = False) -> Verdict:
         slots=props.get("total_slots"),
         prompt_tokens_per_second=timings.get("prompt_per_second"),
         tokens_per_second=timings.get("predicted_per_second"),
+        work=work or "",
         memory_bytes=answers.memory_bytes,
         exposure=answers.exposure,
         url=url,
     )
+
+
+def _generated(answer: Mapping[str, Any]) -> str | None:
+    timings = answer.get("timings")
+    timings = timings if isinstance(timings, Mapping) else {}
+    if not (timings.get("predicted_n") or answer.get("tokens_predicted")):
+        return None
+    generated, read = (
+        f"{rate:,.1f}" if isinstance(rate, (int, float)) else "?"
+        for rate in (timings.get("predicted_per_second"), timings.get("prompt_per_second"))
+    )
+    return f"{generated} generated, {read} read"
+
+
+def _embedded(answer: Mapping[str, Any]) -> str | None:
+    for numbers in _values(answer, "data", "embedding"):
+        # llama-server answers zeros where there is nothing to normalise.
+        if isinstance(numbers, list) and any(isinstance(x, float) and x for x in numbers):
+            return f"{len(numbers)} numbers"
+    return None
+
+
+def _ranked(answer: Mapping[str, Any]) -> str | None:
+    scores = _values(answer, "results", "relevance_score")
+    if len(scores) < 2 or not all(isinstance(score, (int, float)) for score in scores):
+        return None
+    return f"{len(scores)} documents"
+
+
+def _values(answer: Mapping[str, Any], rows: str, key: str) -> list[Any]:
+    found = answer.get(rows)
+    found = found if isinstance(found, list) else []
+    return [row.get(key) for row in found if isinstance(row, Mapping)]
+
+
+_WORK: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
+    "generate": _generated,
+    "embed": _embedded,
+    "rerank": _ranked,
+}
+_MEASURES = {"generate": "tokens/s", "embed": "embedding", "rerank": "ranking"}
 
 
 def _device(answers: Answers) -> tuple[str, str]:
@@ -125,22 +176,14 @@ def _devices(log: tuple[str, ...]) -> list[str]:
 
 def table(host: str, verdict: Verdict) -> list[tuple[str, str]]:
     """The proof as (what, value), for people."""
-
-    def rate(value: float | None) -> str:
-        return f"{value:,.1f}" if value is not None else "?"
-
-    generated, read = map(rate, (verdict.tokens_per_second, verdict.prompt_tokens_per_second))
-
     return [
         ("host", host),
         ("device", f"{verdict.device}, layers: {verdict.layers}"),
         ("model", verdict.model or "?"),
         ("slots", f"{verdict.slots or '?'} x {verdict.context or '?'} tokens"),
-        (
-            "tokens/s",
-            f"{generated} generated, {read} read",
-        ),
+        (_MEASURES[verdict.purpose], verdict.work),
         ("release", verdict.release or "?"),
+        ("unit", verdict.unit),
         ("sandbox", f"exposure {verdict.exposure} of 10" if verdict.exposure is not None else "?"),
         ("URL", verdict.url),
     ]

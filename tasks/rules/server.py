@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from tasks import probe as at
-from tasks.probe import Probe, Release
+from tasks.probe import Probe, Release, Service
 from tasks.rules import nvidia, tables
 from tasks.rules.findings import Finding, error, note
 from tasks.rules.model import ModelPlan
@@ -30,10 +31,23 @@ GPU_UNIT_FILE = f"/etc/systemd/system/{GPU_UNIT}"
 GPU_WAIT_SECONDS = 60
 """At boot the driver may come up later than the server."""
 RESTART_PAUSE = f"{at.LIBRARY}/restart-pause"
-CHAT_TEMPLATE = f"{at.CONFIG}/chat-template.jinja"
 SYSTEMD_WITH_RESTART_STEPS = 254
-UNIT_MARK = "# Written by llamastead"
-"""How the first line of our unit begins."""
+
+
+def unit_of(name: str) -> str:
+    """The unit of an instance; the main one has no name."""
+    return f"llama-server@{name}.service" if name else at.SERVER_UNIT
+
+
+def chat_template_of(name: str) -> str:
+    """Where the chat template of an instance lies, if it has one of its own."""
+    return f"{at.CONFIG}/chat-template{'@' if name else ''}{name}.jinja"
+
+
+def files_of(unit: str) -> tuple[str, ...]:
+    """Every file that may be there for a unit alone."""
+    name = unit.removesuffix(".service").partition("@")[2]
+    return (f"{at.UNITS}/{unit}", chat_template_of(name))
 
 
 @dataclass(frozen=True)
@@ -62,9 +76,11 @@ class FilePlan:
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """The service, as files and addresses."""
+    """A llama-server as a service: files and addresses."""
 
     unit: FilePlan
+    own: tuple[FilePlan, ...]
+    """Files beside the unit that no other server has."""
     helpers: tuple[FilePlan, ...]
     digest: str
     """Of everything that the process is started from but the binary itself."""
@@ -72,15 +88,31 @@ class ServerPlan:
     url: str
     """Where clients on the host find it."""
     needs_api_key: bool
+    purpose: str
     offloads: bool
     """Whether layers are to be on a GPU."""
     converged: bool
     """Whether the host runs exactly this already."""
 
     @property
+    def name(self) -> str:
+        """Of the unit."""
+        return posixpath.basename(self.unit.path)
+
+    @property
     def files(self) -> tuple[FilePlan, ...]:
-        """Unit and helpers."""
-        return (self.unit, *self.helpers)
+        """All of them."""
+        return (self.unit, *self.own, *self.helpers)
+
+
+@dataclass(frozen=True)
+class Among:
+    """Which of the host's llama-servers one is."""
+
+    name: str = ""
+    """Empty for the main one."""
+    awaited: int = 0
+    """GPUs that all of them together count on."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +122,25 @@ class Gpus:
     wsl: bool
     count: int
     """As many it has to see before it starts."""
+    numbers: tuple[int, ...] | None = None
+    """Those that it may use, in the order of the bus; None for all."""
+
+    @property
+    def awaited(self) -> int:
+        """As many the host has to have before it starts."""
+        return max(self.count, *(number + 1 for number in self.numbers or (0,)))
 
     @property
     def devices(self) -> tuple[str, ...]:
         """What the sandbox lets through."""
         return tables.devices(wsl=self.wsl)
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What CUDA and the loader are told."""
-        found = dict(tables.environment("cuda"))
+    def environment(self, cache: str) -> dict[str, str]:
+        """What CUDA and the loader are told; cache is a folder for what is compiled at starts."""
+        found = {name: text.format(cache=cache) for name, text in tables.environment("cuda")}
+        if self.numbers is not None:
+            found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+            found["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.numbers))
         if self.wsl:
             # Windows's libcuda, whatever else is installed.
             found["LD_LIBRARY_PATH"] = tables.wsl().library_folder
@@ -111,8 +152,18 @@ def gpus(settings: Settings, probe: Probe, gpu: Stack | None) -> Gpus | None:
     if gpu is None:
         return None
     visible = settings.server_environment.get("CUDA_VISIBLE_DEVICES")
-    named = len(visible.split(",")) if visible else len(nvidia.identify(probe.gpus)[0])
-    return Gpus(probe.wsl, settings.server_gpus or named)
+    numbers = settings.server_gpu_devices
+    if numbers is not None:
+        named = len(numbers)
+    elif visible:
+        named = len(visible.split(","))
+    else:
+        named = len(nvidia.identify(probe.gpus)[0])
+    return Gpus(probe.wsl, settings.server_gpus or named, numbers)
+
+
+PURPOSES = {"generate": (), "embed": ("--embedding",), "rerank": ("--reranking",)}
+"""What llama-server is told of what it is for."""
 
 
 OPTIONS = {
@@ -157,7 +208,7 @@ OPTIONS = {
 always said: its default changed between versions."""
 
 
-def _told(settings: Settings, on_gpu: bool) -> dict[str, object]:
+def _told(settings: Settings, on_gpu: bool, name: str = "") -> dict[str, object]:
     """Setting to what llama-server is told of it; True and False for one that takes no value."""
     told = {name: getattr(settings, name) for name in OPTIONS}
     told["server_ctx_size"] = settings.server_ctx_size * settings.server_parallel
@@ -168,7 +219,7 @@ def _told(settings: Settings, on_gpu: bool) -> dict[str, object]:
     if not on_gpu:
         del told["server_gpu_layers"]
     if settings.server_chat_template_file is not None:
-        told["server_chat_template_file"] = CHAT_TEMPLATE
+        told["server_chat_template_file"] = chat_template_of(name)
     kwargs = settings.server_chat_template_kwargs
     told["server_chat_template_kwargs"] = json.dumps(kwargs) if kwargs else None
     return {name: value for name, value in told.items() if value is not None}
@@ -180,20 +231,23 @@ def _words(option: str, value: object) -> tuple[str, ...]:
     return (option, str(value))
 
 
-def arguments(settings: Settings, model: ModelPlan, on_gpu: bool = False) -> tuple[str, ...]:
+def arguments(
+    settings: Settings, model: ModelPlan, on_gpu: bool = False, name: str = ""
+) -> tuple[str, ...]:
     """llama-server's arguments."""
     projector = ("--mmproj", model.projector.path) if model.projector else ()
     alias = settings.server_alias or model.name.removesuffix(".gguf")
     own = [
         word
-        for name, value in _told(settings, on_gpu).items()
-        for word in _words(OPTIONS[name], value)
+        for setting, value in _told(settings, on_gpu, name).items()
+        for word in _words(OPTIONS[setting], value)
     ]
     if settings.api_key_required:
         own += ["--api-key-file", "${CREDENTIALS_DIRECTORY}/api-key"]
     return (
         *("--model", model.path, *projector, "--alias", alias),
         *own,
+        *PURPOSES[settings.server_purpose],
         *settings.server_extra_args,
     )
 
@@ -235,12 +289,12 @@ def _render(name: str, values: Mapping[str, object]) -> str:
     return environment.from_string(_file(name)).render(values)
 
 
-def _gpu_files(seen: Gpus) -> Iterator[FilePlan]:
+def _gpu_files(seen: Gpus, awaited: int) -> Iterator[FilePlan]:
     """What makes the driver ready, and what keeps the server from starting without it."""
     yield FilePlan(GPU_GATE, _file("gpu-gate.sh"), 0o755)
     if not seen.wsl:
         yield FilePlan(GPU_READY, _file("gpu-ready.sh"), 0o755)
-        values = {"gpu_ready": GPU_READY, "count": seen.count, "seconds": GPU_WAIT_SECONDS}
+        values = {"gpu_ready": GPU_READY, "count": awaited, "seconds": GPU_WAIT_SECONDS}
         yield FilePlan(GPU_UNIT_FILE, _render("llama-gpu.service.j2", values))
 
 
@@ -251,25 +305,33 @@ def plan(
     release: str | None,
     gpu: Stack | None = None,
     chat_template: str | None = None,
+    among: Among = Among(),
 ) -> ServerPlan:
-    """The service for this host.
+    """The service for a model.
 
     release is the name of the one that it is to run, chat_template what server_chat_template_file
     holds.
     """
+    name, unit = among.name, unit_of(among.name)
     url = f"{base_url(settings)}:{settings.server_port}"
     grows_by_itself = (probe.systemd_version or 0) >= SYSTEMD_WITH_RESTART_STEPS
     helpers = [FilePlan(WAIT_HEALTHY, _file("wait-healthy.sh"), 0o755)]
     if not grows_by_itself:
         helpers.append(FilePlan(RESTART_PAUSE, _file("restart-pause.sh"), 0o755))
+    own = []
     if chat_template is not None:
-        helpers.append(FilePlan(CHAT_TEMPLATE, chat_template))
+        own.append(FilePlan(chat_template_of(name), chat_template))
     seen = gpus(settings, probe, gpu)
     if seen is not None:
-        helpers += _gpu_files(seen)
-    words = arguments(settings, model, on_gpu=seen is not None)
-    environment = {**(seen.environment if seen else {}), **settings.server_environment}
+        helpers += _gpu_files(seen, max(among.awaited, seen.awaited))
+    words = arguments(settings, model, seen is not None, name)
+    cache = unit.removesuffix(".service")
+    ours = seen.environment(f"/var/cache/{cache}") if seen else {}
+    environment = {**ours, **settings.server_environment}
     values: dict[str, object] = {
+        "unit": unit,
+        "name": name,
+        "cache": cache,
         "user": at.SERVER_USER,
         "restart_pause": None if grows_by_itself else RESTART_PAUSE,
         "command": " ".join(
@@ -294,31 +356,33 @@ def plan(
     )
     bare = _render("llama-server.service.j2", {**values, "environment": told})
     hashes = [file.sha256 or "" for file in model.files]
-    texts = [bare, *hashes, *(helper.content for helper in helpers)]
+    texts = [bare, *hashes, *(file.content for file in (*own, *helpers))]
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-    unit = _render(
+    written = _render(
         "llama-server.service.j2",
         {**values, "environment": (*told, f"LLAMASTEAD_DIGEST={digest}")},
     )
-    files = (FilePlan(at.SERVER_UNIT_FILE, unit), *helpers)
+    files = (FilePlan(f"{at.UNITS}/{unit}", written), *own, *helpers)
     return ServerPlan(
         unit=files[0],
-        helpers=files[1:],
+        own=tuple(own),
+        helpers=tuple(helpers),
         digest=digest,
         arguments=words,
         url=url,
         needs_api_key=settings.api_key_required,
+        purpose=settings.server_purpose,
         offloads=seen is not None and settings.server_gpu_layers != 0,
         converged=all(file.is_there(probe) for file in files)
-        and is_running(probe, digest, release)
+        and is_running(probe, unit, digest, release)
         and at.SERVER_USER in probe.users
         and (not settings.api_key_required or _api_key_is_safe(probe)),
     )
 
 
-def is_running(probe: Probe, digest: str, release: str | None) -> bool:
+def is_running(probe: Probe, unit: str, digest: str, release: str | None) -> bool:
     """Whether the service is up, enabled, and started from exactly this unit and release."""
-    service = probe.server
+    service = probe.services.get(unit)
     return (
         service is not None
         and release is not None
@@ -336,43 +400,86 @@ def _api_key_is_safe(probe: Probe) -> bool:
 
 
 def watched_files() -> tuple[str, ...]:
-    """Files of ours that the probe has to look at."""
+    """Files of ours that the probe has to look at, as patterns."""
     return (
-        *(at.SERVER_UNIT_FILE, WAIT_HEALTHY, RESTART_PAUSE, at.API_KEY),
-        *(GPU_GATE, GPU_READY, GPU_UNIT_FILE, CHAT_TEMPLATE),
+        *(at.SERVER_UNIT_FILE, f"{at.UNITS}/{unit_of('?*')}", at.API_KEY),
+        *(chat_template_of(""), chat_template_of("?*")),
+        *(WAIT_HEALTHY, RESTART_PAUSE, GPU_GATE, GPU_READY, GPU_UNIT_FILE),
     )
 
 
-def _of_others(probe: Probe) -> Iterator[Finding]:
-    """What the user has put where our unit goes, or beside it."""
-    if probe.unit_mark is not None and not probe.unit_mark.startswith(UNIT_MARK):
+def _no_such_gpu(numbers: Iterable[int], probe: Probe) -> Iterator[Finding]:
+    cards = [str(card) for card in nvidia.identify(probe.gpus)[0]]
+    there = ", ".join(f"{number} ({card})" for number, card in enumerate(cards))
+    for number in numbers:
+        if number >= len(cards):
+            yield error(
+                "no-such-gpu",
+                f"server_gpu_devices: there is no card {number}",
+                "llama-server would not find it",
+                f"The host has {there}.",
+            )
+
+
+def _of_others(unit: str, service: Service) -> Iterator[Finding]:
+    """What the user has put where a unit of ours goes, or beside it."""
+    if service.mark is not None and not service.is_ours:
         yield error(
             "unit-not-ours",
-            f"{at.SERVER_UNIT_FILE} is not from this software",
+            f"{at.UNITS}/{unit} is not from this software",
             "it would be overwritten",
-            f"`systemctl disable --now {at.SERVER_UNIT}`, then `mv {at.SERVER_UNIT_FILE} "
-            "/root/`; what you need of it belongs into a drop-in.",
+            f"`systemctl disable --now {unit}`, then `mv {at.UNITS}/{unit} /root/`; what you need "
+            "of it belongs into a drop-in.",
             "ollama/ollama#13178",
         )
-    if probe.server is not None and probe.server.enabled.startswith("masked"):
+    if service.enabled.startswith("masked"):
         yield error(
             "unit-masked",
-            f"{at.SERVER_UNIT} is masked",
+            f"{unit} is masked",
             "systemd would not start it",
-            f"`systemctl unmask {at.SERVER_UNIT}`, unless there is a reason for it.",
+            f"`systemctl unmask {unit}`, unless there is a reason for it.",
         )
-    if probe.drop_ins:
+    if service.drop_ins:
         yield note(
             "drop-ins",
-            f"drop-ins of yours change the unit: {', '.join(probe.drop_ins)}",
+            f"drop-ins of yours change the unit: {', '.join(service.drop_ins)}",
             "they stay as they are, and what they change is not checked",
         )
 
 
-def findings(settings: Settings, probe: Probe, release: Release | None) -> Iterator[Finding]:
-    """What stands in the way of serving."""
-    listener = probe.listener
-    if listener is not None and not listener.is_ours:
+def leftovers(probe: Probe, wanted: Iterable[str]) -> tuple[str, ...]:
+    """Units of ours that the settings no longer ask for."""
+    return tuple(
+        sorted(
+            unit
+            for unit, service in probe.services.items()
+            if unit not in wanted and service.is_ours
+        )
+    )
+
+
+def findings(
+    settings: Settings,
+    probe: Probe,
+    release: Release | None,
+    gpu: Stack | None = None,
+    name: str = "",
+    gone: Iterable[str] = (),
+) -> Iterator[Finding]:
+    """What stands in the way of serving; gone are the units that are removed before."""
+    unit = unit_of(name)
+    listener = probe.listeners.get(settings.server_port)
+    if listener is not None and listener.unit not in (None, unit, *gone):
+        yield error(
+            "port-of-another",
+            f"server_port: {settings.server_port} is held by {listener.unit} until that is "
+            "restarted with another",
+            "llama-server could not listen there",
+            f"`systemctl stop {listener.unit}`, then deploy again.",
+        )
+    if gpu is not None and settings.server_gpu_devices is not None:
+        yield from _no_such_gpu(settings.server_gpu_devices, probe)
+    if listener is not None and listener.unit is None:
         holder = f"{listener.command or 'another program'}" + (
             f" (process {listener.pid})" if listener.pid else ""
         )
@@ -390,7 +497,8 @@ def findings(settings: Settings, probe: Probe, release: Release | None) -> Itera
             f"Choose a port from {probe.unprivileged_port} on; a reverse proxy can listen on "
             f"{settings.server_port} in front of it.",
         )
-    yield from _of_others(probe)
+    if unit in probe.services:
+        yield from _of_others(unit, probe.services[unit])
     if release is not None:
         yield from unknown_to(release, settings)
 
@@ -401,6 +509,7 @@ def unknown_to(release: Release, settings: Settings) -> Iterator[Finding]:
     asked = [
         (name, _words(OPTIONS[name], value)[0]) for name, value in _told(settings, True).items()
     ]
+    asked += [("server_purpose", word) for word in PURPOSES[settings.server_purpose]]
     asked += [
         ("server_extra_args", word.split("=", 1)[0])
         for word in settings.server_extra_args

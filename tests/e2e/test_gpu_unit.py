@@ -102,11 +102,11 @@ def test_without_a_gpu_the_server_does_not_start_and_says_why(host: LabHost) -> 
 
 def test_the_next_check_knows_what_the_gate_saw(host: LabHost) -> None:
     probe = parse(host.run(HostProbe().command()).stdout.splitlines())
-    assert probe.gate == (
+    service = probe.services[at.SERVER_UNIT]
+    assert service.gate == (
         "ggml_cuda_init: failed to initialize CUDA: no CUDA-capable device is detected",
     )
-    assert probe.unit_mark is not None
-    assert probe.unit_mark.startswith(server.UNIT_MARK)
+    assert service.is_ours
     found = server.findings(load({}), probe, None)
     assert "unit-not-ours" not in {each.code for each in found}
 

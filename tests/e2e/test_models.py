@@ -216,5 +216,6 @@ def test_a_token_is_seen_by_nobody(deployed: Deployed) -> None:
 def test_the_plan_for_programs_tells_the_files_and_the_memory(deployed: Deployed) -> None:
     run = check(deployed, report_format="json", model=f"{REPO}:Q5_0")
     told = json.loads(run.out.splitlines()[0])
-    assert len(told["model"]["files"]) == 3
-    assert told["memory"]["verdict"] == "fits"
+    (main,) = told["instances"]
+    assert len(main["model"]["files"]) == 3
+    assert main["memory"]["verdict"] == "fits"

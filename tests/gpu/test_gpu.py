@@ -29,7 +29,7 @@ from packaging.version import Version
 
 from tasks.facts.probe import HostProbe, parse
 from tasks.operations import release as release_operation
-from tasks.probe import Probe, Toolkit
+from tasks.probe import SERVER_UNIT, Probe, Toolkit
 from tasks.rules import build, memory, model, nvidia, proof, server, stack
 from tasks.rules.architecture import shape_of
 from tasks.rules.build import BuildPlan, Source
@@ -270,7 +270,7 @@ def serving(
     plan = server.plan(settings, probe, model_plan, None, made.gpu)
     seen = server.gpus(settings, probe, made.gpu)
     assert seen is not None
-    told = {**seen.environment, "CUDA_CACHE_PATH": str(tmp_path), **environment}
+    told = {**seen.environment(str(tmp_path)), **environment}
     log = tmp_path / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -322,7 +322,7 @@ def answers(url: str, process: subprocess.Popen[bytes], log: Path) -> proof.Answ
     return proof.Answers(
         health=200,
         props=asked(f"{url}/props"),
-        completion=completion,
+        answer=completion,
         gpu_handles=len(handles),
         log=tuple(
             line
@@ -338,7 +338,7 @@ def test_the_server_is_proven_to_serve_from_the_gpu(
     with serving(made, probe, tmp_path, tiny) as (url, process, log):
         found = answers(url, process, log)
         kept("server.log", log.read_text(errors="replace"))
-        verdict = proof.judge(url, found, on_gpu=True)
+        verdict = proof.judge(SERVER_UNIT, url, found, on_gpu=True)
         print("\n" + "\n".join(f"{what:10} {value}" for what, value in proof.table("gpu", verdict)))
         print(f"files of the driver that are open: {found.gpu_handles}")
         assert verdict.faults == ()
@@ -346,7 +346,7 @@ def test_the_server_is_proven_to_serve_from_the_gpu(
         assert verdict.device.count("NVIDIA") == count(made, probe)
         assert found.gpu_handles
         # And without its log it is still told apart from one on the CPU.
-        assert proof.judge(url, replace(found, log=()), on_gpu=True).faults == ()
+        assert proof.judge(SERVER_UNIT, url, replace(found, log=()), on_gpu=True).faults == ()
 
 
 def test_a_server_that_fell_back_to_the_cpu_is_found_out(
@@ -356,8 +356,8 @@ def test_a_server_that_fell_back_to_the_cpu_is_found_out(
         found = answers(url, process, log)
         kept("server-cpu.log", log.read_text(errors="replace"))
         print(f"\nfiles of the driver that are open: {found.gpu_handles}")
-        assert proof.judge(url, found, on_gpu=True).faults
-        assert proof.judge(url, replace(found, log=()), on_gpu=True).faults
+        assert proof.judge(SERVER_UNIT, url, found, on_gpu=True).faults
+        assert proof.judge(SERVER_UNIT, url, replace(found, log=()), on_gpu=True).faults
 
 
 SHAPES = {

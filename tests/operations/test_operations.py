@@ -237,7 +237,7 @@ def model(lab: Lab, url: str, sha256: str) -> str:
     files.directory(name="Store", path=STATE)
     files.directory(name="Incoming", path=INCOMING, user="llamastead", group="llamastead")
     wanted = model.plan(settings, Probe())
-    model_file.fetched(name="Fetch", model=wanted, settings=settings)
+    model_file.fetched(name="Fetch", files=wanted.missing, from_hub=False, settings=settings)
     model_file.stored(name="Store", model=wanted)
     """
 

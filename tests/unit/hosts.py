@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from packaging.version import Version
@@ -138,7 +139,9 @@ def with_release(probe: Probe, wanted: Settings, **release: Any) -> Probe:
             "name": f"b9999-{made.build_id}",
             "commit": COMMIT,
             "inputs": made.inputs,
-            "server_options": frozenset(server.OPTIONS.values()),
+            "server_options": frozenset(
+                {*server.OPTIONS.values(), *chain.from_iterable(server.PURPOSES.values())}
+            ),
             **release,
         }
     )

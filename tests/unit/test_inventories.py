@@ -43,15 +43,15 @@ def test_the_workstation_compiles_with_cuda_12_9_for_blackwell() -> None:
     assert made.build is not None
     assert made.build.options["CMAKE_CUDA_ARCHITECTURES"] == "120a-real"
     assert "GGML_CUDA_FORCE_CUBLAS" not in made.build.options
-    assert made.server is not None
-    words = " ".join(made.server.arguments)
+    assert made.main.server is not None
+    words = " ".join(made.main.server.arguments)
     assert "--port 8004" in words
     assert "--ctx-size 65536 --parallel 1" in words
     assert "--threads 1 --threads-batch 1 --threads-http 4" in words
     assert "--n-gpu-layers all --flash-attn on" in words
     assert "--load-mode mlock" in words
     assert "--no-warmup" in words
-    assert made.server.needs_api_key
+    assert made.main.server.needs_api_key
 
 
 def test_every_setting_of_the_workstation_is_explained() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks import model_lookup
-from tasks.probe import Service
+from tasks.probe import SERVER_UNIT, UNIT_MARK, Service
 from tasks.rules import memory
 from tasks.rules.architecture import Shape, shape_of
 from tasks.rules.gguf import Bytes, read_header
@@ -29,11 +29,17 @@ def shape(tmp_path_factory: pytest.TempPathFactory) -> Shape:
     return shape_of(read_header(Bytes(path.read_bytes())))
 
 
+def known(shape: Shape, *alternatives: str) -> dict[str, Found]:
+    return {"": Found(shape=shape, alternatives=alternatives)}
+
+
 def host_size(used_gib: float, ours_gib: float = 0) -> float:
     """GiB that a server may use of 32."""
     service = Service("active", "running", "enabled", 1, need_daemon_reload=False, executable=None,
-                      digest=None, anonymous_bytes=int(ours_gib * GIB))  # fmt: skip
-    probe = replace(BARE, memory_available_bytes=int((32 - used_gib) * GIB), server=service)
+                      digest=None, anonymous_bytes=int(ours_gib * GIB), mark=UNIT_MARK)  # fmt: skip
+    probe = replace(
+        BARE, memory_available_bytes=int((32 - used_gib) * GIB), services={SERVER_UNIT: service}
+    )
     found = memory.places(settings(), probe)
     assert found is not None
     return found[1].size / GIB
@@ -57,15 +63,15 @@ def test_a_card_counts_where_it_is_used() -> None:
 
 
 def test_a_model_that_fits_is_said_to_and_one_that_does_not_is_an_error(shape: Shape) -> None:
-    plan = make_plan(settings(), BARE, SOURCE, found=Found(shape=shape))
+    plan = make_plan(settings(), BARE, SOURCE, found=known(shape))
     assert plan.errors == ()
     assert "of 32.0 GiB on this host" in dict(rows(plan))["memory"]
     small = replace(BARE, memory_bytes=4 * GIB)
-    plan = make_plan(settings(), small, SOURCE, found=Found(shape=shape, alternatives=("Q4_0",)))
+    plan = make_plan(settings(), small, SOURCE, found=known(shape, "Q4_0"))
     (found,) = plan.errors
     assert found.code == "model-too-large"
     assert "model with Q4_0" in found.fix
-    plan = make_plan(settings(server_ctx_size=2**20), BARE, SOURCE, found=Found(shape=shape))
+    plan = make_plan(settings(server_ctx_size=2**20), BARE, SOURCE, found=known(shape))
     (found,) = plan.errors
     assert "server_ctx_size = " in found.fix
 
@@ -80,7 +86,7 @@ def test_a_file_of_this_machine_is_read_through_once(tmp_path: Path) -> None:
     (original,) = found.originals
     assert original.path == str(path)
     assert original.size == path.stat().st_size
-    made = make_plan(wanted, BARE, SOURCE, found=found)
+    made = make_plan(wanted, BARE, SOURCE, found={"": found})
     assert made.errors == ()
     assert not made.needs_download
     assert "copy own.gguf" in dict(rows(made))["model"]
@@ -98,7 +104,7 @@ def test_a_file_of_this_machine_that_is_no_model(
     wanted = upload(path)
     found, faults = model_lookup.resolve(wanted, BARE)
     assert [fault.code for fault in faults] == [code]
-    assert make_plan(wanted, BARE, SOURCE, faults=faults, found=found).model is None
+    assert make_plan(wanted, BARE, SOURCE, faults=faults, found={"": found}).main.model is None
 
 
 def upload(path: Path) -> Settings:

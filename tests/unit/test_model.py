@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tasks.probe import ModelPath, Probe
 from tasks.rules import model
-from tasks.rules.model import GGUF_MAGIC, Reach
+from tasks.rules.model import GGUF_MAGIC, Found, Reach
 
 from .hosts import BARE, GIB, SHA256, URL, settings
 
@@ -86,9 +86,9 @@ def test_a_model_is_there_when_blob_and_name_are() -> None:
 
 
 def codes(probe: Probe, reach: Reach | None = None, **data: object) -> list[str]:
-    plan = model.plan(settings(**data), probe)
+    plan = model.plan(settings(**data), probe, Found(reach=reach))
     assert plan is not None
-    told = model.findings(settings(**data), plan.with_reach(reach), probe, reach)
+    told = model.findings(settings(**data), plan, probe, reach)
     return [found.code for found in told]
 
 
@@ -126,11 +126,13 @@ def test_a_host_that_could_not_ask_is_given_the_benefit_of_the_doubt() -> None:
     ],
 )
 def test_a_file_on_the_host_is_looked_at(there: ModelPath | None, expected: list[str]) -> None:
-    assert codes(replace(BARE, model_path=there), model=PATH, model_sha256=None) == expected
+    probe = replace(BARE, model_paths={PATH: there} if there else {})
+    assert codes(probe, model=PATH, model_sha256=None) == expected
 
 
 def test_a_file_on_the_host_is_served_where_it_is() -> None:
-    plan = model.plan(settings(model=PATH, model_sha256=None), replace(BARE, model_path=THERE))
+    probe = replace(BARE, model_paths={PATH: THERE})
+    plan = model.plan(settings(model=PATH, model_sha256=None), probe)
     assert plan is not None
     assert (plan.path, plan.url, plan.stored) == (PATH, None, True)
 
@@ -139,7 +141,7 @@ def test_a_file_on_the_host_is_verified_once_if_a_sha256_is_given() -> None:
     wanted = settings(model=PATH)
 
     def stored(sha256: str | None) -> bool:
-        probe = replace(BARE, model_path=replace(THERE, sha256=sha256))
+        probe = replace(BARE, model_paths={PATH: replace(THERE, sha256=sha256)})
         plan = model.plan(wanted, probe)
         assert plan is not None
         return plan.stored

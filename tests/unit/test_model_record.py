@@ -139,7 +139,7 @@ A, B, C = record("a", "a"), record("b", "b"), record("c", "c")
 
 
 def test_the_last_ones_before_it_stay() -> None:
-    gone = removal(f"{RECORDS}/new.json", record("new", "d"), on_host(A, B, C), 1)
+    gone = removal({f"{RECORDS}/new.json": record("new", "d")}, on_host(A, B, C), 1)
     assert gone.models == ("b", "a")
     assert gone.blobs == ("b" * 64, "a" * 64)
     assert gone.links == (f"{MODELS}/b/m.gguf", f"{MODELS}/a/m.gguf")
@@ -150,17 +150,17 @@ def test_what_never_served_goes_first() -> None:
     probe = on_host(A, B)
     path = f"{RECORDS}/b.json"
     probe = replace(probe, records={**probe.records, path: (0, B.as_json())})
-    gone = removal(f"{RECORDS}/new.json", record("new", "d"), probe, 1)
+    gone = removal({f"{RECORDS}/new.json": record("new", "d")}, probe, 1)
     assert gone.models == ("b",)
 
 
 def test_all_may_stay() -> None:
-    assert not removal(f"{RECORDS}/new.json", record("new", "d"), on_host(A, B, C), "all")
+    assert not removal({f"{RECORDS}/new.json": record("new", "d")}, on_host(A, B, C), "all")
 
 
 def test_what_the_wanted_or_a_kept_model_shares_stays() -> None:
     shares = replace(A, files={**A.files, f"{MODELS}/a/mmproj.gguf": "c" * 64})
-    gone = removal(f"{RECORDS}/c.json", C, on_host(shares, C), 0)
+    gone = removal({f"{RECORDS}/c.json": C}, on_host(shares, C), 0)
     assert gone.blobs == ("a" * 64,)
     assert f"{MODELS}/a/mmproj.gguf" in gone.links
 
@@ -168,25 +168,25 @@ def test_what_the_wanted_or_a_kept_model_shares_stays() -> None:
 def test_a_link_of_somebodys_own_holds_its_file() -> None:
     probe = on_host(A, C)
     probe = replace(probe, links={**probe.links, f"{MODELS}/mine": f"blobs/{'a' * 64}"})
-    assert removal(f"{RECORDS}/c.json", C, probe, 0).blobs == ()
+    assert removal({f"{RECORDS}/c.json": C}, probe, 0).blobs == ()
 
 
 def test_what_the_servers_arguments_name_stays() -> None:
     probe = on_host(A, C)
     said = ["--lora", f"{MODELS}/a/m.gguf"]
-    assert removal(f"{RECORDS}/c.json", C, probe, 0, said).links == ()
+    assert removal({f"{RECORDS}/c.json": C}, probe, 0, said).links == ()
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", f"{MODELS}/../../../etc/passwd", "x"])
 def test_a_record_that_names_something_else_removes_nothing_there(path: str) -> None:
     odd = Record("a", {path: "a" * 64})
-    gone = removal(f"{RECORDS}/c.json", C, on_host(odd, C), 0)
+    gone = removal({f"{RECORDS}/c.json": C}, on_host(odd, C), 0)
     assert gone.links == ()
     assert gone.blobs == ()
 
 
 def test_downloads_that_were_given_up_go_and_the_wanted_one_stays() -> None:
     probe = on_host(C, partials={"e" * 64: 7, "c" * 64: 5})
-    gone = removal(f"{RECORDS}/c.json", C, probe, 1)
+    gone = removal({f"{RECORDS}/c.json": C}, probe, 1)
     assert gone.partials == ("e" * 64,)
     assert "given up" in model_record.sentence(gone)

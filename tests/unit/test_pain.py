@@ -441,20 +441,21 @@ def test_debian_as_an_afterthought(system: str, device: int) -> None:
 
 
 def test_an_upgrade_overwrites_the_users_unit() -> None:
-    there = Service("active", "running", "enabled", 42, False, None, None)
-    foreign = replace(WITH_COMPILER, server=there, unit_mark="[Unit]")
+    there = Service("active", "running", "enabled", 42, False, None, None, mark="[Unit]")
+    foreign = replace(WITH_COMPILER, services={at.SERVER_UNIT: there})
     assert errors(foreign) == {"unit-not-ours"}
     assert "mv " in found(foreign)["unit-not-ours"].fix
 
 
 def test_drop_ins_are_the_users_and_stay() -> None:
     drop_in = f"{at.SERVER_UNIT_FILE}.d/mine.conf"
-    mine = replace(WITH_COMPILER, drop_ins=(drop_in,), unit_mark="# Written by llamastead; x")
+    unit = replace(FAILED, mark=f"{at.UNIT_MARK}; x", drop_ins=(drop_in,))
+    mine = replace(WITH_COMPILER, services={at.SERVER_UNIT: unit})
     assert errors(mine) == set()
     assert found(mine)["drop-ins"].severity is NOTE
     made = plan(mine)
-    assert made.server is not None
-    assert not [file.path for file in made.server.files if ".service.d" in file.path]
+    assert made.main.server is not None
+    assert not [file.path for file in made.main.server.files if ".service.d" in file.path]
 
 
 # 19
@@ -507,8 +508,8 @@ def test_a_resumed_download_is_corrupt() -> None:
         load({"model": URL})
     half = replace(WITH_COMPILER, partials={SHA256: 10**6})
     made = plan(half)
-    assert made.model is not None
-    assert not made.model.stored
+    assert made.main.model is not None
+    assert not made.main.model.stored
     assert made.needs_download
 
 
@@ -554,10 +555,11 @@ FAILED = Service("failed", "failed", "enabled", 0, False, None, None)
     ],
 )
 def test_cuinit_fails(line: str, code: str, fix: str) -> None:
-    probe = replace(WITH_DRIVER, server=FAILED, gate=(line,), unit_mark="# Written by llamastead")
+    unit = replace(FAILED, mark=at.UNIT_MARK, gate=(line,))
+    probe = replace(WITH_DRIVER, services={at.SERVER_UNIT: unit})
     assert fix in found(probe)[code].fix
     assert found(probe)[code].severity is WARNING
-    running = replace(probe, server=replace(FAILED, active="active"))
+    running = replace(probe, services={at.SERVER_UNIT: replace(unit, active="active")})
     assert code not in found(running)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,10 +10,15 @@ from hypothesis import strategies as st
 
 from tasks.probe import CACHE, PREFIX, STATE, Folder, Probe
 from tasks.rules.findings import Severity, error, warning
-from tasks.rules.model import Reach
+from tasks.rules.model import Found, Reach
 from tasks.rules.plan import Plan, as_json, make_plan, rows, watched_packages
 
 from .hosts import BARE, SOURCE, WITH_CARD, WITH_COMPILER, WITH_DRIVER, settings, with_release
+
+
+def reached(*told: Any) -> dict[str, Found]:
+    """What is known once the host has asked for the model."""
+    return {"": Found(reach=Reach(*told))}
 
 
 def codes(plan: Plan) -> set[str]:
@@ -85,7 +91,7 @@ def test_supported_systems_are_supported(os_id: str, os_version: str, arch: str)
 
 def test_all_errors_of_a_host_are_told_together() -> None:
     probe = replace(BARE, uid=1000, arch="riscv64", systemd_running=False)
-    plan = make_plan(settings(), probe, SOURCE, Reach("no route to host"))
+    plan = make_plan(settings(), probe, SOURCE, found=reached("no route to host"))
     assert codes(plan) == {
         "not-root",
         "unsupported-architecture",
@@ -123,7 +129,7 @@ def test_every_error_says_what_is_wrong_and_what_to_do() -> None:
         locked_by="z",
         disk_free_bytes=dict.fromkeys(BARE.disk_free_bytes, 1),
     )
-    plan = make_plan(settings(), probe, SOURCE, Reach("refused", 10**9))
+    plan = make_plan(settings(), probe, SOURCE, found=reached("refused", 10**9))
     assert len(plan.errors) >= 7
     for found in plan.errors:
         assert found.cause
@@ -135,7 +141,7 @@ def test_the_plan_reads_as_sentences() -> None:
     text = "\n".join(
         f"{what}: {decision}"
         for what, decision in rows(
-            make_plan(settings(), BARE, SOURCE, Reach(None, 2_600_000, "47475546"))
+            make_plan(settings(), BARE, SOURCE, found=reached(None, 2_600_000, "47475546"))
         )
     )
     assert "host: Debian GNU/Linux 13 (trixie), x86_64, 8 cores, 32 GiB" in text
@@ -183,7 +189,7 @@ def test_cuda_without_a_card_says_what_to_do(wsl: bool, where: str) -> None:
 def test_the_plan_for_programs_is_plain_json() -> None:
     told = json.loads(json.dumps(as_json(make_plan(settings(), BARE, SOURCE))))
     assert told["llama_cpp"]["compile"] is True
-    assert told["model"]["fetch"] is True
+    assert told["instances"][0]["model"]["fetch"] is True
     assert told["findings"] == []
 
 

@@ -113,36 +113,46 @@ def test_a_file_of_ours_has_content_mode_and_owner() -> None:
     assert probe.files == {"/etc/llamastead/api-key": ManagedFile("abc", 0o600, "root", "root")}
 
 
-def test_the_service_and_what_it_runs_from() -> None:
+def test_the_services_and_what_they_run_from() -> None:
+    unit = "llama-server.service"
     probe = told(
-        "server.ActiveState\tactive", "server.SubState\trunning", "server.UnitFileState\tenabled",
-        "server.MainPID\t42", "server.NeedDaemonReload\tno", "server.digest\tabc",
-        "server.executable\t/opt/llama.cpp/releases/x/bin/llama-server",
+        f"service\t{unit} mark # Written by llamastead; changes here are overwritten.",
+        f"service\t{unit} ActiveState active", f"service\t{unit} SubState running",
+        f"service\t{unit} UnitFileState enabled", f"service\t{unit} MainPID 42",
+        f"service\t{unit} NeedDaemonReload no", f"service\t{unit} digest abc",
+        f"service\t{unit} executable /opt/llama.cpp/releases/x/bin/llama-server",
+        "service\tllama-server@embed.service ActiveState inactive",
+        "service\tllama-server@embed.service UnitFileState ",
     )  # fmt: skip
-    assert probe.server is not None
-    assert probe.server.main_pid == 42
-    assert probe.server.digest == "abc"
-    assert not probe.server.need_daemon_reload
-    assert told().server is None
+    service = probe.services[unit]
+    assert service.main_pid == 42
+    assert service.digest == "abc"
+    assert service.is_ours
+    assert not service.need_daemon_reload
+    other = probe.services["llama-server@embed.service"]
+    assert (other.active, other.enabled, other.is_ours) == ("inactive", "", False)
+    assert told().services == {}
 
 
 @pytest.mark.parametrize(
     ("value", "listener"),
     [
-        ("ours 42", Listener(42, None, is_ours=True)),
-        ("other 7 nginx", Listener(7, "nginx", is_ours=False)),
-        ("other 7 Web Content", Listener(7, "Web Content", is_ours=False)),
-        ("other  ", Listener(None, None, is_ours=False)),
+        ("ours llama-server.service", Listener(None, None, "llama-server.service")),
+        ("other 7 nginx", Listener(7, "nginx")),
+        ("other 7 Web Content", Listener(7, "Web Content")),
+        ("other - ", Listener(None, None)),
     ],
 )
-def test_who_holds_the_port(value: str, listener: Listener) -> None:
-    assert told(f"listener\t{value}").listener == listener
+def test_who_holds_a_port(value: str, listener: Listener) -> None:
+    assert told(f"listener\t8080 {value}").listeners == {8080: listener}
 
 
 def test_a_model_by_path() -> None:
-    probe = told("model_path\texists", "model_size\t5", "model_mode\t640", "model_magic\t47475546")
-    assert probe.model_path == ModelPath(True, 5, world_readable=False, magic="47475546")
-    assert told("model_path\tmissing").model_path == ModelPath(exists=False)
+    probe = told("model_path\t5 640 47475546 - /my model.gguf", "no_model_path\t/none.gguf")
+    assert probe.model_paths == {
+        "/my model.gguf": ModelPath(True, 5, world_readable=False, magic="47475546"),
+        "/none.gguf": ModelPath(exists=False),
+    }
 
 
 @given(st.lists(st.text()))
@@ -151,8 +161,8 @@ def test_no_output_is_a_traceback(lines: list[str]) -> None:
 
 
 KEYS = ["uid", "gpu", "disk", "compiler", "toolkit", "release", "blob", "file", "link", "job",
-        "listener", "server.ActiveState", "server.MainPID", "memory_kib", "glibc", "package",
-        "model_path", "model_mode", "model_size", "tool"]  # fmt: skip
+        "listener", "service", "memory_kib", "glibc", "package",
+        "model_path", "no_model_path", "tool"]  # fmt: skip
 
 
 @given(st.lists(st.tuples(st.sampled_from(KEYS), st.text(max_size=30))))
@@ -207,28 +217,31 @@ def test_the_script_survives_a_machine_that_has_nothing(tmp_path: Path) -> None:
 def test_a_hostile_file_name_is_data_not_code(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     path = f"/tmp/'; touch {trap}; '$(touch {trap})`touch {trap}`.gguf"
-    done = run_here(model_path=path)
+    done = run_here(model_paths=[path])
     assert done.returncode == 0
     assert not trap.exists()
-    assert parse(done.stdout.splitlines()).model_path == ModelPath(exists=False)
+    assert parse(done.stdout.splitlines()).model_paths == {path: ModelPath(exists=False)}
 
 
 def test_a_model_file_is_looked_at_for_real(tmp_path: Path) -> None:
     model = tmp_path / "my model.gguf"
     model.write_bytes(b"GGUF" + b"\0" * 96)
     model.chmod(0o644)
-    probe = parse(run_here(model_path=str(model)).stdout.splitlines())
-    assert probe.model_path == ModelPath(True, 100, world_readable=True, magic="47475546")
+    probe = parse(run_here(model_paths=[str(model)]).stdout.splitlines())
+    there = ModelPath(True, 100, world_readable=True, magic="47475546")
+    assert probe.model_paths == {str(model): there}
 
 
 def test_what_listens_on_a_port_is_found_for_real() -> None:
     import socket  # noqa: PLC0415
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        probe = parse(run_here(port=server.getsockname()[1]).stdout.splitlines())
-        assert probe.listener is not None
-        assert not probe.listener.is_ours
-    assert parse(run_here(port=server_port_free()).stdout.splitlines()).listener is None
+        port = server.getsockname()[1]
+        probe = parse(run_here(ports=[server_port_free(), port]).stdout.splitlines())
+    (listener,) = probe.listeners.values()
+    assert listener.unit is None
+    assert listener.pid
+    assert parse(run_here(ports=[server_port_free()]).stdout.splitlines()).listeners == {}
 
 
 def server_port_free() -> int:

@@ -285,9 +285,11 @@ def test_leftovers_specs_drop_ins_and_the_gates_last_words(tmp_path: Path) -> No
     assert probe.runfiles == ("/usr/bin/nvidia-uninstall",)
     assert probe.cdi_specs == ("/etc/cdi/nvidia.yaml",)
     assert probe.docker_runtimes == ("nvidia",)
-    assert probe.drop_ins == ("/etc/systemd/system/llama-server.service.d/mine.conf",)
-    assert probe.unit_mark == "# Written by hand"
-    assert probe.gate == ("ggml_cuda_init: failed to initialize CUDA: x",)
+    service = probe.services["llama-server.service"]
+    assert service.drop_ins == ("/etc/systemd/system/llama-server.service.d/mine.conf",)
+    assert service.mark == "# Written by hand"
+    assert not service.is_ours
+    assert service.gate == ("ggml_cuda_init: failed to initialize CUDA: x",)
 
 
 def test_a_host_whose_driver_and_toolkit_do_keeps_both() -> None:

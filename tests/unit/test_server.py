@@ -78,7 +78,7 @@ def test_the_context_is_for_each_slot() -> None:
         ({"server_jinja": False}, "--no-jinja"),
         (
             {"server_chat_template_file": "~/own.jinja"},
-            f"--chat-template-file {server.CHAT_TEMPLATE}",
+            f"--chat-template-file {server.chat_template_of('')}",
         ),
         ({"server_chat_template_kwargs": {"a": [1]}}, '--chat-template-kwargs {"a": [1]}'),
         ({"server_reasoning": "off"}, "--reasoning off"),
@@ -218,7 +218,8 @@ def running(wanted: Settings, probe: Probe) -> Probe:
         executable=f"{at.RELEASES}/{release}/bin/llama-server",
         digest=there.digest,
     )
-    return replace(probe, files=files, server=service, users=frozenset({"llama", "llamastead"}))
+    services = {at.SERVER_UNIT: service}
+    return replace(probe, files=files, services=services, users=frozenset({"llama", "llamastead"}))
 
 
 BUILT = with_release(WITH_COMPILER, settings())
@@ -245,8 +246,8 @@ def test_what_runs_from_exactly_this_is_left_alone() -> None:
 )
 def test_a_service_that_differs_is_not_converged(change: dict[str, object]) -> None:
     probe = running(settings(), BUILT)
-    assert probe.server is not None
-    other = replace(probe, server=replace(probe.server, **change))  # type: ignore[arg-type]
+    service = replace(probe.services[at.SERVER_UNIT], **change)  # type: ignore[arg-type]
+    other = replace(probe, services={at.SERVER_UNIT: service})
     assert not plan(probe=other, release=BUILT.current).converged
 
 
@@ -282,14 +283,14 @@ def codes(probe: Probe, **data: object) -> list[str]:
 
 
 def test_a_port_that_something_else_holds_is_an_error_that_names_it() -> None:
-    probe = replace(BARE, listener=Listener(77, "nginx", is_ours=False))
+    probe = replace(BARE, listeners={8080: Listener(77, "nginx")})
     (found,) = server.findings(settings(), probe, None)
     assert found.code == "port-taken"
     assert "8080 is already taken by nginx (process 77)" in str(found)
 
 
 def test_our_own_port_is_no_error() -> None:
-    assert codes(replace(BARE, listener=Listener(77, None, is_ours=True))) == []
+    assert codes(replace(BARE, listeners={8080: Listener(None, None, at.SERVER_UNIT)})) == []
     assert codes(BARE) == []
 
 
@@ -327,11 +328,11 @@ def test_a_chat_template_of_ones_own_is_a_file_and_part_of_what_is_served() -> N
     assert model_plan is not None
     one = server.plan(wanted, BARE, model_plan, None, chat_template="{{ one }}")
     other = server.plan(wanted, BARE, model_plan, None, chat_template="{{ other }}")
-    assert [file.content for file in one.helpers if file.path == server.CHAT_TEMPLATE] == [
+    assert [file.content for file in one.own if file.path == server.chat_template_of("")] == [
         "{{ one }}"
     ]
     assert one.digest != other.digest
-    assert server.CHAT_TEMPLATE in server.watched_files()
+    assert server.chat_template_of("") in server.watched_files()
 
 
 def test_a_files_sha256_is_of_its_content() -> None:
@@ -339,7 +340,7 @@ def test_a_files_sha256_is_of_its_content() -> None:
 
 
 def test_our_unit_is_known_by_its_first_line() -> None:
-    assert plan().unit.content.startswith(server.UNIT_MARK)
+    assert plan().unit.content.startswith(at.UNIT_MARK)
 
 
 # On the GPU
@@ -476,4 +477,4 @@ def test_a_port_that_only_root_may_take_is_an_error() -> None:
 @pytest.mark.parametrize("state", ["masked", "masked-runtime"])
 def test_a_masked_unit_is_an_error(state: str) -> None:
     unit = Service("inactive", "dead", state, 0, False, None, None)
-    assert codes(replace(BARE, server=unit)) == ["unit-masked"]
+    assert codes(replace(BARE, services={at.SERVER_UNIT: unit})) == ["unit-masked"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tasks.probe import CACHE, PREFIX, STATE, SYSTEM, Probe
-from tasks.rules.model import GGUF_MAGIC, Reach
+from tasks.rules.model import GGUF_MAGIC, Found, Reach
 from tasks.rules.plan import make_plan
 from tasks.rules.space import Need, findings
 
@@ -19,7 +19,8 @@ def free(**changes: int) -> Probe:
 
 
 def codes(probe: Probe, size: int = GIB) -> list[str]:
-    plan = make_plan(settings(), probe, SOURCE, Reach(None, size, GGUF_MAGIC))
+    found = Found(reach=Reach(None, size, GGUF_MAGIC))
+    plan = make_plan(settings(), probe, SOURCE, found={"": found})
     return [found.code for found in plan.errors]
 
 

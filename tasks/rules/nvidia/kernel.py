@@ -217,13 +217,17 @@ def _windows(probe: Probe) -> Iterator[Finding]:
 
 
 def _last_start(probe: Probe) -> Iterator[Finding]:
-    """The server's gate kept it from starting: what its words mean."""
-    if probe.server is None or probe.server.active == "active":
-        return
+    """A server's gate kept it from starting: what its words mean."""
+    said = [
+        line
+        for service in probe.services.values()
+        if service.active != "active"
+        for line in service.gate
+    ]
     for symptom in tables.driver_faults():
         if symptom.pattern is None:
             continue
-        line = next((line for line in probe.gate if re.search(symptom.pattern, line)), None)
+        line = next((line for line in said if re.search(symptom.pattern, line)), None)
         if line is not None:
             yield warning(
                 f"gpu-{symptom.id}",
