@@ -26,6 +26,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tasks.rules import tables
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -141,27 +143,38 @@ def test_commands_are_made_where_the_umask_is_set() -> None:
 # Documentation
 
 
-def finding_codes() -> set[str]:
-    """Names of what the rules find on a host."""
-    rules = ROOT / "tasks" / "rules"
-    named = ("host", "build", "server", "space", "stack", "wsl")
-    codes = set()
-    for path in (*(rules / f"{name}.py" for name in named), *(rules / "nvidia").glob("*.py")):
+MAKERS = {"error", "warning", "note", "finding", "Finding"}
+"""What makes a finding: its code is the first argument, the severity before it apart."""
+
+
+def finding_codes() -> Iterator[str]:
+    """Every code that the product can give a finding, as it stands in the source."""
+    for path in (ROOT / "tasks").rglob("*.py"):
+        if path == ROOT / "tasks" / "rules" / "findings.py":
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-                continue
-            place = 1 if node.func.id == "Finding" else 0
-            made = node.func.id in {"error", "warning", "note", "finding", "Finding"}
-            if made and len(node.args) > place and isinstance(node.args[place], ast.Constant):
-                codes.add(str(node.args[place].value))
-    return codes
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                maker, place = node.func.id, 1 if node.func.id == "Finding" else 0
+                if maker in MAKERS and len(node.args) > place:
+                    yield ast.unparse(node.args[place])
+
+
+def explained_codes() -> Iterator[str]:
+    """What the page says something about: the first column of its tables."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE):
+        yield from re.findall(r"`([^`]+)`", row)
 
 
 def test_everything_that_is_found_on_a_host_is_explained() -> None:
-    page = (ROOT / "docs" / "troubleshooting.md").read_text()
-    codes = finding_codes()
-    assert {"not-root", "gpu-window", "cuda-fault"} <= codes
-    assert sorted(code for code in codes if f"`{code}`" not in page) == []
+    codes, explained = set(finding_codes()), list(explained_codes())
+    assert "f'gpu-{symptom.id}'" in codes, "codes that are made of a table"
+    codes.remove("f'gpu-{symptom.id}'")
+    codes |= {repr(f"gpu-{each.id}") for each in tables.driver_faults() if each.pattern}
+    assert {"'not-root'", "'gpu-window'", "'cuda-fault'", "'hub-busy'"} <= codes
+    assert sorted(code for code in codes if ast.literal_eval(code) not in explained) == []
+    assert sorted(code for code in explained if repr(code) not in codes) == []
+    assert len(explained) == len(set(explained))
 
 
 # The lock
