@@ -18,8 +18,9 @@ from tasks import (
 
 plan = preflight.plan()
 preflight.lock()
-packages.install(plan)
+packages.prepare(plan)
 nvidia.prepare(plan)
+packages.install(plan)
 driver.install(plan)
 cuda_toolkit.install(plan)
 llama_cpp.install(plan)
