@@ -211,6 +211,8 @@ MOK = "/var/lib/dkms/mok.pub"
 def test_secure_boot_refuses_the_module_that_is_to_be_built() -> None:
     assert errors(replace(WITH_CARD, secure_boot=True)) == {"secure-boot"}
     assert "mokutil --import" in found(replace(WITH_CARD, secure_boot=True))["secure-boot"].fix
+    pending = replace(WITH_CARD, secure_boot=True, mok_keys={MOK: "pending"})
+    assert found(pending)["secure-boot"].fix.startswith("Reboot and confirm the key")
     enrolled = replace(WITH_CARD, secure_boot=True, mok_keys={MOK: "enrolled"})
     assert errors(enrolled) == set()
 
@@ -240,6 +242,13 @@ def test_secure_boot_refuses_the_module_that_is_there(
     refused = replace(probe, secure_boot=True, mok_keys=mok)
     assert errors(refused) == {"secure-boot-module"}
     assert fix in found(refused)["secure-boot-module"].fix
+
+
+def test_secure_boot_and_a_module_of_before_it_was_on() -> None:
+    unsigned = KernelModule(Version("595.71.5"), "open")
+    probe = with_driver(WITH_CARD, driver_loaded=None, driver_on_disk=unsigned)
+    refused = replace(probe, secure_boot=True, dkms=(DkmsModule("nvidia", "595.71.5", (RUNNING,)),))
+    assert "dkms build --force nvidia/595.71.5" in found(refused)["secure-boot-module"].fix
 
 
 def test_secure_boot_and_a_module_that_is_trusted() -> None:

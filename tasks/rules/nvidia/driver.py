@@ -20,6 +20,7 @@ from tasks.rules.tables import (
     DriverSource,
     Flavour,
     Modules,
+    SecureBoot,
     Toolkit,
 )
 
@@ -239,10 +240,20 @@ def _loads_under_secure_boot(choice: DriverChoice, needs: DriverNeeds) -> Iterat
         "secure-boot",
         "Secure Boot is on, and the firmware does not trust the key that DKMS signs modules with",
         "the kernel would refuse the driver's modules",
-        f"On the host: `test -e {boot.key} || {boot.create}`, then `mokutil --import {boot.key}`, "
-        "reboot, and confirm at the console (MokManager, with the password that mokutil asked "
-        "for). Or switch Secure Boot off in the firmware setup.",
+        enrolment(boot, pending=host.key_pending),
         boot.source,
+    )
+
+
+def enrolment(boot: SecureBoot, *, pending: bool) -> str:
+    """What a person has to do until the firmware trusts the key; pending: half of it is done."""
+    console = "the console (MokManager, with the password that mokutil asked for)"
+    if pending:
+        return f"Reboot and confirm the key at {console}."
+    return (
+        f"On the host: `apt-get install {' '.join(boot.packages)}`, "
+        f"`test -e {boot.key} || {boot.create}`, `mokutil --import {boot.key}`; then reboot and "
+        f"confirm the key at {console}. Or switch Secure Boot off in the firmware setup."
     )
 
 

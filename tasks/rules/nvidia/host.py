@@ -63,6 +63,8 @@ class Host:
     secure_boot: bool = False
     key_enrolled: bool = False
     """Whether the firmware trusts the key that DKMS signs with."""
+    key_pending: bool = False
+    """Whether it will ask at the next boot if it is to."""
 
     @property
     def chips(self) -> tuple[Chip, ...]:
@@ -124,6 +126,7 @@ def host_of(probe: at.Probe) -> Host | None:
         tuple(each for each in probe.toolkits if is_complete(each, probe)),
         secure_boot=bool(probe.secure_boot) and not probe.wsl,
         key_enrolled=probe.mok_keys.get(key) == "enrolled",
+        key_pending=probe.mok_keys.get(key) == "pending",
     )
 
 

@@ -9,7 +9,7 @@ from tasks import probe as at
 from tasks.probe import Probe
 from tasks.rules import tables
 from tasks.rules.findings import Finding, error, note, warning
-from tasks.rules.nvidia.driver import DriverChoice
+from tasks.rules.nvidia.driver import DriverChoice, enrolment
 from tasks.rules.nvidia.host import NVIDIA
 
 MIB = 1024**2
@@ -149,16 +149,11 @@ def _signatures(probe: Probe) -> Iterator[Finding]:
     if state == "enrolled" and on_disk.signer:
         return
     by = f"signed by {on_disk.signer!r}" if on_disk.signer else "not signed"
-    if state == "pending":
-        fix = (
-            "Reboot and confirm the key at the console (MokManager, with the password that "
-            "mokutil asked for)."
-        )
-    else:
-        fix = (
-            f"On the host: `mokutil --import {boot.key}`, reboot, and confirm at the console "
-            "(MokManager). Or switch Secure Boot off in the firmware setup."
-        )
+    fix = enrolment(boot, pending=state == "pending")
+    built = next((each for each in probe.dkms if each.version == str(on_disk.version)), None)
+    if not on_disk.signer and built is not None:
+        name = f"{built.name}/{built.version}"
+        fix += f" Then have it signed: `dkms build --force {name} && dkms install --force {name}`."
     yield error(
         "secure-boot-module",
         f"Secure Boot is on, and the NVIDIA module is {by}, which the firmware does not trust",

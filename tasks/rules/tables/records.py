@@ -459,6 +459,9 @@ class SecureBoot(Sourced):
     key: Text
     private: Text
     create: Text
+    """Makes the key, as a shell command."""
+    packages: tuple[Text, ...]
+    """What making and enrolling it takes."""
     prebuilt_signed: bool
     """Whether the distribution has modules that need no key of ours."""
 
