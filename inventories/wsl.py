@@ -3,7 +3,7 @@
     ./run pyinfra inventories/wsl.py check.py -y
     ./run pyinfra inventories/wsl.py deploy.py -y
 
-It needs the model, on the command line or below: --data model=... --data model_sha256=...
+It needs the model, on the command line (--data model=user/repo:Q4_K_M) or below.
 What is left out is chosen for the host; docs/settings.md lists all of it.
 """
 

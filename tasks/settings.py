@@ -354,7 +354,7 @@ class Settings(BaseModel):
     driver_remove_conflicts: bool = Field(
         False,
         description="Remove what stands in the driver's way: drivers of another branch or source, "
-        "`.run` installations, retired keys and old source lists. Off: it is reported.",
+        "`.run` installations, other sources of NVIDIA's packages. Off: it is reported.",
     )
 
     # CUDA toolkit
