@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import shlex
 from collections.abc import Generator
-from pathlib import Path
 
 from pyinfra.api import operation
 from pyinfra.api.command import FileUploadCommand, PyinfraCommand
 
 from tasks import probe as at
 from tasks.operations import shell
+from tasks.operations.download import GGUF, Download, Wanted
 from tasks.operations.job import Job, finished
 from tasks.rules.model import ModelFile, ModelPlan
 from tasks.rules.model_record import Removal
 from tasks.settings import Settings
 
-_FETCH = (Path(__file__).parents[2] / "files" / "fetch-model.sh").read_text()
 _VERIFY = """
 echo "checking the SHA-256 of $FILE"
 before=$(stat -L -c '%s %Y %i' "$FILE")
@@ -40,30 +38,18 @@ def fetched(
     if from_hub and settings.hf_token is not None:
         secrets = {"hf-token": settings.hf_token.get_secret_value()}
         server = "/".join(settings.hf_endpoint.split("/")[:3])
-    key = hashlib.sha256("".join(file.sha256 or "" for file in files).encode()).hexdigest()
-    yield from finished._inner(
-        job=Job(
-            name="fetch",
-            key=key[:16],
-            script=_FETCH,
-            variables={
-                "INCOMING": at.INCOMING,
-                "FILES": "\n".join(f"{each.sha256} {each.size or 0} {each.name}" for each in files),
-                "TOKEN_SERVER": server,
-                "STALL": "60",
-                "PAUSE": "2",
-            },
-            # An address can be signed, and a proxy's can hold a password.
-            environment={
-                **settings.proxy_environment,
-                "URLS": " ".join(each.url or "" for each in files),
-            },
-            secrets=secrets,
-            user=at.WORKER_USER,
-            writable=(at.INCOMING,),
-            timeout_seconds=settings.model_download_timeout_seconds,
-        )
+    download = Download(
+        name="fetch",
+        files=[
+            Wanted(file.sha256 or "", file.name, file.url or "", file.size or 0) for file in files
+        ],
+        kind=GGUF,
+        folder=at.INCOMING,
+        user=at.WORKER_USER,
+        secrets=secrets,
+        token_server=server,
     )
+    yield from finished._inner(job=download.job(settings))
 
 
 @operation()

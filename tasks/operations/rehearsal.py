@@ -19,6 +19,7 @@ from tasks import probe as at
 from tasks.facts.fetched import SmallFile
 from tasks.facts.told import LISTEN, exports, told
 from tasks.operations import shell
+from tasks.operations.download import DEBIAN_PACKAGE, Download, Wanted
 from tasks.operations.job import Job, finished
 from tasks.rules import apt, openpgp, tables
 from tasks.rules.nvidia.installation import AptRepository, Installation, LocalInstaller, PackageSet
@@ -31,7 +32,6 @@ NEW = f"{WORK}/new"
 INSTALLER = f"{WORK}/installer"
 
 _SCRIPT = (Path(__file__).parents[2] / "files" / "apt-rehearsal.sh").read_text()
-_FETCH = (Path(__file__).parents[2] / "files" / "fetch-model.sh").read_text()
 
 
 class _RefusedError(Exception):
@@ -143,27 +143,18 @@ def _fetch_installer(
 ) -> Generator[PyinfraCommand, None, None]:
     assert local.sha256 is not None
     _must(f"install -d -o _apt -m 755 {INSTALLER}")
-    yield from finished._inner(
-        job=Job(
-            name="fetch-installer",
-            key=local.sha256,
-            script=_FETCH,
-            variables={
-                "INCOMING": INSTALLER,
-                "FILES": f"{local.sha256} 0 {local.url.rpartition('/')[2]}",
-                "STALL": "60",
-                "PAUSE": "2",
-            },
-            environment={**settings.proxy_environment, "URLS": local.url},
-            user="_apt",  # there wherever apt is, and may do nothing
-            writable=(INSTALLER,),
-            timeout_seconds=settings.model_download_timeout_seconds,
-        )
+    download = Download(
+        name="fetch-installer",
+        files=[Wanted(local.sha256, local.url.rpartition("/")[2], local.url)],
+        kind=DEBIAN_PACKAGE,
+        folder=INSTALLER,
+        user="_apt",  # there wherever apt is, and may do nothing
     )
+    yield from finished._inner(job=download.job(settings))
 
 
 def installer_file(local: LocalInstaller) -> str:
-    """Where the local installer lies on the host, under the name that fetching gave it."""
+    """Where the local installer lies on the host, once it was fetched and checked."""
     return f"{INSTALLER}/{local.sha256}.part"
 
 

@@ -53,6 +53,8 @@ class Download:
         settings = {
             "INCOMING": INCOMING,
             "FILES": "\n".join(f"{sha256} {size} {name}" for sha256, size, name, _ in files),
+            "KIND": "a GGUF file",
+            "MAGIC": b"GGUF".hex(),
             "TOKEN_SERVER": "",
             "STALL": "2",
             "PAUSE": "0",
