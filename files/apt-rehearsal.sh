@@ -5,16 +5,17 @@
 # `== PART` stands before each part of the answer.
 set -u
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
-# Without caches of their own, which would lie beside the host's.
+# Caches of its own: what apt makes of the lists once, the next command need not make again.
 rehearse() {
     program=$1
     shift
     "$program" -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$WORK/sources" \
         -o Dir::Etc::preferencesparts="$WORK/preferences" -o Dir::State::lists="$WORK/lists" \
-        -o Dir::Cache="$WORK" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= \
+        -o Dir::Cache="$WORK" -o Dir::Cache::pkgcache=pkgcache.bin -o Dir::Cache::srcpkgcache=srcpkgcache.bin \
         -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 -o Dpkg::Use-Pty=false "$@"
 }
 get() { rehearse apt-get -q "$@"; }
+read_lists() { get -o pkgCacheFile::Generate=false "$@" update 2>&1; }
 targets() { get indextargets --format "$1" 'Created-By: Packages' | sort -u; }
 
 # The host's sources without those whose place is taken ($SUPERSEDED, addresses), and the new ones.
@@ -84,10 +85,10 @@ add_components() {
 prepare() {
     copy_sources
     echo "== host"
-    get update 2>&1
+    read_lists
     if [ -n "$COMPONENTS" ]; then
         add_components
-        get update 2>&1
+        read_lists
     fi
     if [ -n "$LOCAL" ]; then
         echo "== installer"
@@ -97,7 +98,7 @@ prepare() {
         case ${file##*/} in host-* | llamastead-*) continue ;; esac
         echo "== update ${file##*/}"
         mkdir -p "$WORK/one" && rm -f "$WORK"/one/* && cp "$file" "$WORK/one/"
-        get -o Dir::Etc::sourceparts="$WORK/one" -o APT::Get::List-Cleanup=0 --error-on=any update 2>&1 || exit 1
+        read_lists -o Dir::Etc::sourceparts="$WORK/one" -o APT::Get::List-Cleanup=0 --error-on=any || exit 1
     done
     for package in $PINS; do
         echo "== pin $package"

@@ -79,7 +79,7 @@ def arguments(key: str) -> list[str]:
 
 _CLEAN = f"""
 cd {WORK} 2>/dev/null || exit 0
-rm -rf new sources preferences lists one pin local arguments.*
+rm -rf new sources preferences lists one pin local arguments.* *.bin
 [ -n "$(find . -type f -size +0 ! -name lock)" ] || rm -rf {WORK}
 """
 
