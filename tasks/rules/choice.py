@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from tasks.rules.findings import Finding, Severity
 
-C = TypeVar("C")
+
+class Candidate(Protocol):
+    """What can be chosen; its text is its name in full."""
+
+    @property
+    def short(self) -> str:
+        """Its name where it is clear which one is meant."""
+        ...
+
+
+C = TypeVar("C", bound=Candidate)
 S = TypeVar("S")
 
 
@@ -87,14 +97,24 @@ def _reason(choice: C, before: Sequence[tuple[C, tuple[Finding, ...]]]) -> str:
 
 def against_each(judged: Sequence[tuple[C, tuple[Finding, ...]]]) -> str:
     """What speaks against each candidate, those with the same fault together."""
-    alike: dict[str, list[tuple[str, str]]] = {}
+    alike: dict[str, list[tuple[C, str]]] = {}
     for candidate, findings in judged:
         worst = min(findings, key=lambda found: list(Severity).index(found.severity))
-        alike.setdefault(worst.code, []).append((str(candidate), worst.cause))
+        alike.setdefault(worst.code, []).append((candidate, worst.cause))
     return "; ".join(_together(pairs) for pairs in alike.values())
 
 
-def _together(pairs: Sequence[tuple[str, str]]) -> str:
-    (_, cause), *others = pairs
-    names = dict.fromkeys(name for name, other in others if other != cause)
-    return f"{cause} (likewise {', '.join(names)})" if names else cause
+def _together(pairs: Sequence[tuple[C, str]]) -> str:
+    """The first cause in full; of the others those that say something else, or else the names."""
+    (first, cause), *others = pairs
+    causes, names = [cause], dict[str, None]()
+    for candidate, other in others:
+        if other in causes:
+            continue
+        if str(candidate) == str(first):
+            causes.append(other)
+        else:
+            name = candidate.short
+            names[str(candidate) if name in cause else name] = None
+    said = "; ".join(causes)
+    return f"{said} (likewise {', '.join(names)})" if names else said

@@ -292,10 +292,14 @@ def _instance_rows(instance: Instance) -> list[tuple[str, str]]:
 def _stack_rows(gpu: Stack, probe: Probe) -> list[tuple[str, str]]:
     driver, toolkit = gpu.driver, gpu.toolkit
     table = [("GPU", ", ".join(str(card) for card in nvidia.identify(probe.gpus)[0]))]
-    modules = driver.choice.modules if driver.choice and not driver.choice.installed else None
-    table.append(("driver", driver.reason + (f" ({modules} kernel modules)" if modules else "")))
-    for_cards = ", ".join(gpu.architectures)
-    table.append(("CUDA", f"{toolkit.reason} (compiles for {for_cards})"))
+    remark = ""
+    if driver.choice is not None and not driver.choice.installed:
+        remark = f" ({driver.choice.modules} kernel modules)"
+    elif driver.choice is not None and driver.choice.source == "present":
+        remark = "" if probe.driver_loaded else " (not loaded, which may take a reboot)"
+    table.append(("driver", driver.reason + remark))
+    remark = f" (compiles for {', '.join(gpu.architectures)})" if toolkit.choice else ""
+    table.append(("CUDA", toolkit.reason + remark))
     if gpu.compiler is not None and not gpu.compiler.default:
         table.append(("compiler", f"{gpu.compiler.package}, since nvcc takes no newer one"))
     return table

@@ -18,7 +18,7 @@ from tasks.probe import AptPin, AptSource, DkmsModule, Kernel, KernelModule, Pro
 from tasks.rules import tables
 from tasks.rules.findings import Finding, Severity
 from tasks.rules.nvidia import kernel
-from tasks.rules.plan import Plan, make_plan
+from tasks.rules.plan import Plan, make_plan, rows
 from tasks.settings import SettingsError, load
 
 from .hosts import (
@@ -167,6 +167,12 @@ def test_the_installer_breaks_a_driver_that_worked(version: str) -> None:
     assert stack.driver.choice is not None
     assert stack.driver.choice.installed
     assert "it is there and stays" in stack.driver.reason
+
+
+def test_a_driver_that_is_installed_and_not_loaded_is_told_from_one_that_runs() -> None:
+    assert dict(rows(plan(WITH_DRIVER)))["driver"].endswith("it is there and stays")
+    idle = replace(WITH_DRIVER, driver_loaded=None)
+    assert dict(rows(plan(idle)))["driver"].endswith("(not loaded, which may take a reboot)")
 
 
 # 6

@@ -410,7 +410,7 @@ def _no_driver(wish: Wish, judged: Sequence[tuple[DriverChoice, tuple[Finding, .
     cards_at_odds = [
         found for _, findings in judged[:1] for found in findings if found.code == "driver-modules"
     ]
-    fix = "Use another distribution or another card."
+    fix = "Use another distribution or another card, or set `llama_cpp_backend` to cpu."
     if wish.driver_source != "auto":
         fix = "Leave `driver_source` unset."
     return error(

@@ -199,7 +199,7 @@ def _unknown_gpu(gpu: at.Gpu) -> Finding:
         "gpu-unknown",
         f"the NVIDIA device 10de:{gpu.device:04x} at {gpu.address} is in no table",
         "what it needs is not known; it may be newer than this software",
-        "Use a newer version of this software.",
+        "Use a newer version of this software, or set `llama_cpp_backend` to cpu.",
     )
 
 

@@ -28,6 +28,11 @@ class ToolkitChoice:
     def __str__(self) -> str:
         if self.root is not None:
             return f"CUDA {self.nvcc} in {self.root}"
+        return self.short
+
+    @property
+    def short(self) -> str:
+        """Without where it is."""
         return f"CUDA {self.release.version if self.release else self.toolkit.version}"
 
 
@@ -176,12 +181,15 @@ def _compiles_right(choice: ToolkitChoice, host: Host) -> Iterator[Finding]:
         if not fault.affects(release=release, nvcc=nvcc):
             continue
         if any(fault.concerns(chip.target) for chip in host.chips):
+            fixed = tables.toolkit(fault.fixed_in)
+            better = fixed and all(fixed.supports_sm(chip.target) for chip in host.chips)
+            newer = f"CUDA {fault.fixed_in} or newer, or " if better else ""
             yield Finding(
                 fault.severity,
                 "cuda-fault",
                 fault.title,
                 fault.consequence,
-                f"Use CUDA {fault.fixed_in} or newer, or one older than {fault.first}.",
+                f"Use {newer}one older than {fault.first}.",
                 fault.source,
             )
 
@@ -279,7 +287,7 @@ def _no_toolkit(judged: Sequence[tuple[ToolkitChoice, tuple[Finding, ...]]]) -> 
         "cuda-none",
         f"no CUDA toolkit fits: {against_each(judged)}",
         "llama.cpp cannot be compiled for the GPU here",
-        "Use another distribution, or leave the card out and serve from the CPU.",
+        "Use another distribution, or set `llama_cpp_backend` to cpu.",
     )
 
 

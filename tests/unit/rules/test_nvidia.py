@@ -355,7 +355,12 @@ def test_secure_boot_without_signed_modules_stops_with_the_steps() -> None:
 def test_cards_that_no_driver_serves_together() -> None:
     stack = nvidia.plan_stack(host("ubuntu 24.04", RTX_5090, GTX_1080_TI))
     found = errors(stack)["driver-none"]
-    assert "kernel modules only" in found.cause
+    assert found.cause == (
+        "no driver fits: GeForce GTX 1080 Ti works with the proprietary kernel modules only, not "
+        "with the open ones; GeForce RTX 5090 works with the open kernel modules only, not with "
+        "the proprietary ones; driver 595 no longer knows GeForce GTX 1080 Ti, whose last branch "
+        "is 580 (likewise driver 615)"
+    )
     assert "Take one of the cards out" in found.fix
 
 
