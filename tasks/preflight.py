@@ -57,7 +57,7 @@ def probe_host(settings: Settings) -> Probe:
     try:
         probe = host.get_fact(
             HostProbe,
-            ports=tuple(own.server_port for own in wanted),
+            ports=tuple({own.server_port: None for own in wanted}),
             model_paths=tuple(path for path in models if path.startswith("/")),
             files=(*server.watched_files(), APT_PENDING, DRIVER_MARK),
             packages=watched_packages(),

@@ -330,6 +330,12 @@ class Settings(BaseModel):
         "in which each differs from the host's own. See [instances](instances.md).",
     )
 
+    server_router: bool = Field(
+        False,
+        description="One llama-server, in router mode at `server_port`, for the host's model and "
+        "all `server_instances`: requests name the model. Off: a server for each.",
+    )
+
     # NVIDIA's driver
     driver_source: Literal["auto", "nvidia", "distro", "none"] = Field(
         "auto",
@@ -649,8 +655,21 @@ def load(data: Mapping[str, Any]) -> Settings:
     return settings
 
 
-OF_THE_HOST = frozenset({"model_keep", "model_download_timeout_seconds", "server_instances"})
+OF_THE_HOST = frozenset(
+    {"model_keep", "model_download_timeout_seconds", "server_instances", "server_router"}
+)
 """Settings that stand once for all llama-servers, although their names begin as one's own do."""
+
+
+OF_THE_PROCESS = frozenset(
+    {
+        *("server_host", "server_port", "server_cors_origins", "server_threads_http"),
+        *("server_require_api_key", "server_log_verbosity", "server_metrics"),
+        *("server_environment", "server_gpus", "server_gpu_devices"),
+        *("server_start_timeout_seconds", "server_stop_timeout_seconds"),
+    }
+)
+"""Settings that several models share where one llama-server serves them all."""
 
 
 def own_settings() -> list[str]:
@@ -695,6 +714,13 @@ def _faults_of_instances(settings: Settings) -> list[str]:
             made = Settings(**_of_instance(settings, name))
         except ValidationError as error:
             faults += [f"{where}.{_fault(each)}" for each in error.errors(include_url=False)]
+            continue
+        if settings.server_router:
+            faults += [
+                f"{where}.{each}: with server_router one llama-server serves all models; set it "
+                "for the host"
+                for each in sorted(OF_THE_PROCESS & set(own))
+            ]
             continue
         port = made.server_port
         if port in ports:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 import click
 from pyinfra import host, state
@@ -16,7 +16,7 @@ from tasks.facts.proof import ServerProof
 from tasks.operations import shell
 from tasks.rules import proof as rules
 from tasks.rules.plan import Plan
-from tasks.rules.server import ServerPlan
+from tasks.rules.server import Served, ServerPlan
 
 
 @deploy("Proof")
@@ -31,12 +31,14 @@ def proven(servers: tuple[ServerPlan, ...]) -> Generator[PyinfraCommand, None, N
     """Ask each server for its properties and for tokens. Changes nothing but the report."""
     if not state.is_executing:
         return
-    verdicts = [_asked(server) for server in servers]
-    faults = [fault for verdict in verdicts for fault in verdict.faults]
+    verdicts = [
+        (server, served, _asked(server, served)) for server in servers for served in server.serves
+    ]
+    faults = [fault for *_, verdict in verdicts for fault in verdict.faults]
     if faults:
         yield shell.failure(*(f"Error: {fault}" for fault in faults))
         return
-    told = {"host": host.name, "servers": [verdict.as_json() for verdict in verdicts]}
+    told = {"host": host.name, "servers": [verdict.as_json() for *_, verdict in verdicts]}
     report = shlex.quote(json.dumps(told, indent=2))
     written, output = shell.run(
         host,
@@ -45,36 +47,38 @@ def proven(servers: tuple[ServerPlan, ...]) -> Generator[PyinfraCommand, None, N
     )
     if not written:
         shell.complain(host, f"Warning: {at.REPORT} cannot be written: {output.stderr}")
-    for server, verdict in zip(servers, verdicts, strict=True):
-        _print(verdict, server.needs_api_key)
+    for server, served, verdict in verdicts:
+        _print(verdict, served, server.needs_api_key)
 
 
-def _asked(server: ServerPlan) -> rules.Verdict:
+def _asked(server: ServerPlan, served: Served) -> rules.Verdict:
     answers = host.get_fact(
         ServerProof,
         unit=server.name,
         url=server.url,
         with_key=server.needs_api_key,
-        purpose=server.purpose,
+        purpose=served.purpose,
+        model=served.model,
     )
-    return rules.judge(server.name, server.url, answers, server.offloads, server.purpose)
+    return rules.judge(server.name, server.url, answers, served.offloads, served.purpose)
 
 
-def _print(verdict: rules.Verdict, with_key: bool) -> None:
+def _print(verdict: rules.Verdict, served: Served, with_key: bool) -> None:
     rows = rules.table(host.name, verdict)
     key = f' -H "Authorization: Bearer $(sudo cat {at.API_KEY})"' if with_key else ""
-    path, words = _EXAMPLES[verdict.purpose]
+    path, example = _EXAMPLES[verdict.purpose]
+    words = json.dumps({"model": served.model, **example} if served.model else example)
     address = shlex.quote(f"{verdict.url}{path}")  # zsh looks for files named [::1]
     try_it = f"curl {address}{key} -H 'Content-Type: application/json' -d '{words}'"
     lines = ["", *(f"    {what:<9} {value}" for what, value in rows), f"    try it    {try_it}", ""]
     click.echo("\n".join(lines), err=True)
 
 
-_EXAMPLES = {
+_EXAMPLES: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "generate": (
         "/v1/chat/completions",
-        '{"messages": [{"role": "user", "content": "Hello!"}]}',
+        {"messages": [{"role": "user", "content": "Hello!"}]},
     ),
-    "embed": ("/v1/embeddings", '{"input": "Hello!"}'),
-    "rerank": ("/v1/rerank", '{"query": "Hello?", "documents": ["Hello!", "Goodbye."]}'),
+    "embed": ("/v1/embeddings", {"input": "Hello!"}),
+    "rerank": ("/v1/rerank", {"query": "Hello?", "documents": ["Hello!", "Goodbye."]}),
 }

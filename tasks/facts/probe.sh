@@ -150,7 +150,7 @@ for file in /etc/systemd/system/llama-server.service /etc/systemd/system/llama-s
     say service "$unit executable $executable"
     say service "$unit digest $(tr '\0' '\n' <"/proc/$main_pid/environ" 2>/dev/null | sed -n 's/^LLAMASTEAD_DIGEST=//p')"
     anonymous=0
-    for pid in $main_pid $(first "/proc/$main_pid/task/$main_pid/children"); do
+    for pid in $main_pid $(cat "/proc/$main_pid/task/"*/children 2>/dev/null); do
         kib=$(sed -n 's/^RssAnon: *\([0-9]*\) kB/\1/p' "/proc/$pid/status" 2>/dev/null)
         anonymous=$((anonymous + ${kib:-0}))
     done

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pyinfra.api import FactBase
 
@@ -30,13 +31,26 @@ class ServerProof(FactBase[Answers]):
 
     shell_executable = "sh"
 
-    def command(self, unit: str, url: str, with_key: bool, purpose: str = "generate") -> str:
-        """The script, with the address in front. The API key is read on the host."""
+    def command(
+        self,
+        unit: str,
+        url: str,
+        with_key: bool,
+        purpose: str = "generate",
+        model: str | None = None,
+    ) -> str:
+        """The script, with the address in front. The API key is read on the host.
+
+        A router is told which model is meant.
+        """
         question, request = QUESTIONS[purpose]
+        if model is not None:
+            request = {**request, "model": model}
         wanted = {
             "url": url,
             "key_file": at.API_KEY if with_key else "",
             "unit": unit,
+            "props": f"/props?model={quote(model, safe='')}" if model else "/props",
             "question": question,
             "request": json.dumps(request),
         }
@@ -52,7 +66,7 @@ def parse(output: list[str]) -> Answers:
     """Answers from lines of `key<TAB>value`. What is not JSON where it should be is left out."""
     pairs = [line.split("\t", 1) for line in output if "\t" in line]
     told = {key: value for key, value in pairs if key != "log"}
-    memory = told.get("memory_kib", "")
+    memory = [int(value) for key, value in pairs if key == "memory_kib" and value.isdigit()]
     health = told.get("health", "")
     exposure = told.get("exposure", "")
     handles = told.get("gpu_handles", "")
@@ -62,7 +76,7 @@ def parse(output: list[str]) -> Answers:
         props=_object(told.get("props", "")),
         answer=_object(told.get("answer", "")),
         executable=told.get("executable") or None,
-        memory_bytes=int(memory) * 1024 if memory.isdigit() else None,
+        memory_bytes=sum(memory) * 1024 if memory else None,
         exposure=float(exposure) if re.fullmatch(r"\d+\.\d+", exposure) else None,
         gpu_handles=int(handles) if handles.isdigit() else None,
         gpu_memory_bytes=sum(on_gpus) * 1024**2 if on_gpus else None,

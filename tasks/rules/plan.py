@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from tasks import probe as at
@@ -80,7 +80,8 @@ class Plan:
     @property
     def servers(self) -> tuple[ServerPlan, ...]:
         """The services, the main one first."""
-        return tuple(each.server for each in self.instances if each.server)
+        found = (each.server for each in self.instances if each.server)
+        return tuple(dict.fromkeys(found))
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -132,9 +133,12 @@ def make_plan(
         findings += build.findings(build_plan, settings, probe)
     instances = _instances(settings, probe, release.name if release else None, gpu, found or {})
     models = [each.model for each in instances if each.model]
-    gone = server.leftovers(probe, [server.unit_of(each.name) for each in instances])
+    names = [""] if settings.server_router else [each.name for each in instances]
+    gone = server.leftovers(probe, [server.unit_of(name) for name in names])
     for each in instances:
         findings += _of_instance(each, probe, release, gpu, found or {}, gone)
+    if settings.server_router:
+        findings += server.router_findings(_routed(instances, found or {}), release)
     needs = [*stack.needs(settings, gpu), *model.needs(models, probe)]
     needs += build.needs(build_plan) if build_plan else []
     findings += space.findings(needs, probe)
@@ -177,13 +181,26 @@ def _instances(
         looked = found.get(name, Found())
         model_plan = model.plan(own, probe, looked)
         server_plan = None
-        if model_plan is not None:
+        if model_plan is not None and not settings.server_router:
             among = server.Among(name, awaited)
             server_plan = server.plan(
                 own, probe, model_plan, release, gpu, looked.chat_template, among
             )
         made.append(Instance(name, own, model_plan, None, server_plan))
+    if settings.server_router and all(each.model for each in made):
+        one = server.router(settings, probe, _routed(made, found), release, gpu)
+        made = [replace(each, server=one) for each in made]
     return _fitted(made, probe, found)
+
+
+def _routed(instances: Iterable[Instance], found: Mapping[str, Found]) -> tuple[server.Routed, ...]:
+    return tuple(
+        server.Routed(
+            each.name, each.settings, each.model, found.get(each.name, Found()).chat_template
+        )
+        for each in instances
+        if each.model
+    )
 
 
 def _fitted(made: list[Instance], probe: Probe, found: Mapping[str, Found]) -> tuple[Instance, ...]:
@@ -216,7 +233,10 @@ def _of_instance(
     said = [*model.findings(own, instance.model, probe, looked.reach)]
     if instance.fit is not None and instance.model is not None:
         said += fit.findings(instance.fit, instance.model.name, looked.alternatives)
-    said += server.findings(own, probe, release, gpu, name, gone)
+    if not (name and own.server_router):
+        said += server.findings(own, probe, gpu, name, gone)
+    if release is not None:
+        said += server.unknown_to(release, own)
     yield from (each.within(name) for each in said)
 
 
@@ -280,12 +300,14 @@ def _instance_rows(instance: Instance) -> list[tuple[str, str]]:
         table.append(("model", model.sentence(instance.model)))
     if instance.fit is not None:
         table.append(("memory", fit.sentence(instance.fit)))
-    if instance.server is not None:
+    if instance.server is not None and not (instance.name and settings.server_router):
         doing = "runs" if instance.server.converged else "start"
         key = ", API key" if instance.server.needs_api_key else ""
         where = f"{settings.server_host}:{settings.server_port}"
+        called = [served.model for served in instance.server.serves if served.model]
+        names = f", routing to {', '.join(called)}" if called else ""
         slots = f"{settings.server_parallel} x {settings.server_ctx_size} tokens"
-        table.append(("server", f"{doing} {unit} at {where}, {slots}{key}"))
+        table.append(("server", f"{doing} {unit} at {where}, {slots}{key}{names}"))
     return table
 
 

@@ -150,11 +150,15 @@ _MEASURES = {"generate": "tokens/s", "embed": "embedding", "rerank": "ranking"}
 def _device(answers: Answers) -> tuple[str, str]:
     device = ", ".join(_devices(answers.log)) or "GPU"
     offloaded = [
-        m for line in answers.log if (m := re.search(r"offloaded (\d+)/(\d+) layers", line))
+        (int(m[1]), m[2])
+        for line in answers.log
+        if (m := re.search(r"offloaded (\d+)/(\d+) layers", line))
     ]
     if offloaded:
-        on_gpu, of_all = int(offloaded[0][1]), offloaded[0][2]
-        return (device, f"{on_gpu} of {of_all} on the GPU") if on_gpu else (CPU, "all on the CPU")
+        if not any(count for count, _ in offloaded):
+            return CPU, "all on the CPU"
+        counts = ", ".join(f"{count} of {of_all}" for count, of_all in offloaded)
+        return device, f"{counts} on the GPU"
     if answers.gpu_memory_bytes:
         held = answers.gpu_memory_bytes / 1024**2
         return device, f"not in the log any more; {held:,.0f} MiB on the GPU"

@@ -7,9 +7,10 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -23,6 +24,8 @@ from tasks.rules.nvidia import Stack
 from tasks.settings import Settings
 
 FILES = Path(__file__).parents[2] / "files"
+PRESET = f"{at.CONFIG}/models.ini"
+"""The preset file of a router."""
 WAIT_HEALTHY = f"{at.LIBRARY}/wait-healthy"
 GPU_GATE = f"{at.LIBRARY}/gpu-gate"
 GPU_READY = f"{at.LIBRARY}/gpu-ready"
@@ -47,7 +50,7 @@ def chat_template_of(name: str) -> str:
 def files_of(unit: str) -> tuple[str, ...]:
     """Every file that may be there for a unit alone."""
     name = unit.removesuffix(".service").partition("@")[2]
-    return (f"{at.UNITS}/{unit}", chat_template_of(name))
+    return (f"{at.UNITS}/{unit}", chat_template_of(name), *([] if name else [PRESET]))
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,17 @@ class FilePlan:
 
 
 @dataclass(frozen=True)
+class Served:
+    """A model that a server answers for."""
+
+    model: str | None
+    """What a request has to call it; None where there is one only."""
+    purpose: str
+    offloads: bool
+    """Whether layers are to be on a GPU."""
+
+
+@dataclass(frozen=True)
 class ServerPlan:
     """A llama-server as a service: files and addresses."""
 
@@ -88,9 +102,7 @@ class ServerPlan:
     url: str
     """Where clients on the host find it."""
     needs_api_key: bool
-    purpose: str
-    offloads: bool
-    """Whether layers are to be on a GPU."""
+    serves: tuple[Served, ...]
     converged: bool
     """Whether the host runs exactly this already."""
 
@@ -208,6 +220,19 @@ OPTIONS = {
 always said: its default changed between versions."""
 
 
+OF_A_ROUTER = frozenset(
+    {
+        "server_host",
+        "server_port",
+        "server_cors_origins",
+        "server_threads_http",
+        "server_log_verbosity",
+        "server_metrics",
+    }
+)
+"""Those that a router is given itself."""
+
+
 def _told(settings: Settings, on_gpu: bool, name: str = "") -> dict[str, object]:
     """Setting to what llama-server is told of it; True and False for one that takes no value."""
     told = {name: getattr(settings, name) for name in OPTIONS}
@@ -242,14 +267,18 @@ def arguments(
         for setting, value in _told(settings, on_gpu, name).items()
         for word in _words(OPTIONS[setting], value)
     ]
-    if settings.api_key_required:
-        own += ["--api-key-file", "${CREDENTIALS_DIRECTORY}/api-key"]
     return (
         *("--model", model.path, *projector, "--alias", alias),
         *own,
+        *_key_words(settings),
         *PURPOSES[settings.server_purpose],
         *settings.server_extra_args,
     )
+
+
+def _key_words(settings: Settings) -> tuple[str, ...]:
+    key = ("--api-key-file", "${CREDENTIALS_DIRECTORY}/api-key")
+    return key if settings.api_key_required else ()
 
 
 def quote(argument: str, expand: bool = False) -> str:
@@ -312,22 +341,139 @@ def plan(
     release is the name of the one that it is to run, chat_template what server_chat_template_file
     holds.
     """
+    seen = gpus(settings, probe, gpu)
+    job = _Job(
+        words=arguments(settings, model, seen is not None, among.name),
+        models=(model,),
+        own=_template_file(among.name, chat_template),
+        serves=(_served(settings, seen),),
+    )
+    return _service(settings, probe, release, seen, among, job)
+
+
+def router(
+    settings: Settings,
+    probe: Probe,
+    instances: Sequence[Routed],
+    release: str | None,
+    gpu: Stack | None = None,
+) -> ServerPlan:
+    """The service that serves all models at one address, each asked for by its name."""
+    seen = gpus(settings, probe, gpu)
+    preset = FilePlan(PRESET, preset_text(instances, seen is not None))
+    templates = [_template_file(each.name, each.chat_template) for each in instances]
+    # 0, for no limit, is less than what is to be loaded at the start (seen: v0.5.0-dev).
+    words = ["--models-preset", PRESET, "--models-max", str(len(instances))]
+    job = _Job(
+        words=(*words, *_router_words(settings)),
+        models=tuple(each.model for each in instances),
+        own=(preset, *chain.from_iterable(templates)),
+        serves=tuple(_served(each.settings, seen, each.called) for each in instances),
+    )
+    return _service(settings, probe, release, seen, Among(), job)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A model that a router serves."""
+
+    name: str
+    settings: Settings
+    model: ModelPlan
+    chat_template: str | None = None
+
+    @property
+    def called(self) -> str:
+        """What clients call it: its section in the preset file."""
+        name = self.settings.server_alias or self.name
+        return name or self.model.name.removesuffix(".gguf")
+
+
+def _router_words(settings: Settings) -> tuple[str, ...]:
+    told = {name: value for name, value in _told(settings, False).items() if name in OF_A_ROUTER}
+    words = [word for name, value in told.items() for word in _words(OPTIONS[name], value)]
+    return (*words, *_key_words(settings))
+
+
+def preset_text(instances: Sequence[Routed], on_gpu: bool) -> str:
+    """The preset file of a router: arguments as an INI file, a section for each model."""
+    lines = ["version = 1"]
+    for each in instances:
+        lines += ["", f"[{each.called}]"]
+        lines += [f"{key} = {value}" for key, value in _preset(each, on_gpu).items()]
+    return "\n".join(lines) + "\n"
+
+
+def _preset(routed: Routed, on_gpu: bool) -> dict[str, str]:
+    told = _told(routed.settings, on_gpu, routed.name)
+    words = [
+        *("--model", routed.model.path),
+        *(("--mmproj", routed.model.projector.path) if routed.model.projector else ()),
+        *(
+            word
+            for name, value in told.items()
+            if name not in OF_A_ROUTER
+            for word in _words(OPTIONS[name], value)
+        ),
+        *PURPOSES[routed.settings.server_purpose],
+        *routed.settings.server_extra_args,
+    ]
+    # So that it is healthy only when everything is loaded.
+    return {**_pairs(words), "load-on-startup": "true"}
+
+
+def _pairs(words: Iterable[str]) -> dict[str, str]:
+    """Arguments as options with their values; one that takes none is true."""
+    pairs: dict[str, str] = {}
+    option = ""
+    for word in words:
+        if re.match(r"--?[A-Za-z]", word):
+            option, equals, value = word.lstrip("-").partition("=")
+            pairs[option] = value if equals else "true"
+        elif option:
+            pairs[option] = word
+    return pairs
+
+
+def _template_file(name: str, text: str | None) -> tuple[FilePlan, ...]:
+    return () if text is None else (FilePlan(chat_template_of(name), text),)
+
+
+def _served(settings: Settings, seen: Gpus | None, called: str | None = None) -> Served:
+    offloads = seen is not None and settings.server_gpu_layers != 0
+    return Served(called, settings.server_purpose, offloads)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a process is started for."""
+
+    words: tuple[str, ...]
+    models: tuple[ModelPlan, ...]
+    own: tuple[FilePlan, ...]
+    serves: tuple[Served, ...]
+
+
+def _service(
+    settings: Settings,
+    probe: Probe,
+    release: str | None,
+    seen: Gpus | None,
+    among: Among,
+    job: _Job,
+) -> ServerPlan:
     name, unit = among.name, unit_of(among.name)
     url = f"{base_url(settings)}:{settings.server_port}"
     grows_by_itself = (probe.systemd_version or 0) >= SYSTEMD_WITH_RESTART_STEPS
     helpers = [FilePlan(WAIT_HEALTHY, _file("wait-healthy.sh"), 0o755)]
     if not grows_by_itself:
         helpers.append(FilePlan(RESTART_PAUSE, _file("restart-pause.sh"), 0o755))
-    own = []
-    if chat_template is not None:
-        own.append(FilePlan(chat_template_of(name), chat_template))
-    seen = gpus(settings, probe, gpu)
     if seen is not None:
         helpers += _gpu_files(seen, max(among.awaited, seen.awaited))
-    words = arguments(settings, model, seen is not None, name)
     cache = unit.removesuffix(".service")
     ours = seen.environment(f"/var/cache/{cache}") if seen else {}
     environment = {**ours, **settings.server_environment}
+    named = sum(served.model is not None for served in job.serves)
     values: dict[str, object] = {
         "unit": unit,
         "name": name,
@@ -336,14 +482,16 @@ def plan(
         "restart_pause": None if grows_by_itself else RESTART_PAUSE,
         "command": " ".join(
             [f"{at.CURRENT}/bin/llama-server"]
-            + [quote(word, expand=word.startswith("${CREDENTIALS_")) for word in words]
+            + [quote(word, expand=word.startswith("${CREDENTIALS_")) for word in job.words]
         ),
         "wait_healthy": WAIT_HEALTHY,
-        "health_url": f"{url}/health",
+        "health_url": f"{url} {named}" if named else url,
         "start_timeout": settings.server_start_timeout_seconds,
         "stop_timeout": settings.server_stop_timeout_seconds,
         "api_key": at.API_KEY if settings.api_key_required else None,
-        "read_only_paths": [quote_path(file.path) for file in model.files] if model.on_host else [],
+        "read_only_paths": [
+            quote_path(file.path) for model in job.models if model.on_host for file in model.files
+        ],
         "devices": seen.devices if seen else (),
         "gpu_gate": f"{GPU_GATE} {at.CURRENT}/bin/llama-server {seen.count}" if seen else None,
         "gpu_unit": GPU_UNIT if seen and not seen.wsl else None,
@@ -355,24 +503,23 @@ def plan(
         quote(f"{name}={value}", expand=True) for name, value in sorted(environment.items())
     )
     bare = _render("llama-server.service.j2", {**values, "environment": told})
-    hashes = [file.sha256 or "" for file in model.files]
-    texts = [bare, *hashes, *(file.content for file in (*own, *helpers))]
+    hashes = [file.sha256 or "" for model in job.models for file in model.files]
+    texts = [bare, *hashes, *(file.content for file in (*job.own, *helpers))]
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
     written = _render(
         "llama-server.service.j2",
         {**values, "environment": (*told, f"LLAMASTEAD_DIGEST={digest}")},
     )
-    files = (FilePlan(f"{at.UNITS}/{unit}", written), *own, *helpers)
+    files = (FilePlan(f"{at.UNITS}/{unit}", written), *job.own, *helpers)
     return ServerPlan(
         unit=files[0],
-        own=tuple(own),
+        own=job.own,
         helpers=tuple(helpers),
         digest=digest,
-        arguments=words,
+        arguments=job.words,
         url=url,
         needs_api_key=settings.api_key_required,
-        purpose=settings.server_purpose,
-        offloads=seen is not None and settings.server_gpu_layers != 0,
+        serves=job.serves,
         converged=all(file.is_there(probe) for file in files)
         and is_running(probe, unit, digest, release)
         and at.SERVER_USER in probe.users
@@ -403,7 +550,7 @@ def watched_files() -> tuple[str, ...]:
     """Files of ours that the probe has to look at, as patterns."""
     return (
         *(at.SERVER_UNIT_FILE, f"{at.UNITS}/{unit_of('?*')}", at.API_KEY),
-        *(chat_template_of(""), chat_template_of("?*")),
+        *(PRESET, chat_template_of(""), chat_template_of("?*")),
         *(WAIT_HEALTHY, RESTART_PAUSE, GPU_GATE, GPU_READY, GPU_UNIT_FILE),
     )
 
@@ -461,7 +608,6 @@ def leftovers(probe: Probe, wanted: Iterable[str]) -> tuple[str, ...]:
 def findings(
     settings: Settings,
     probe: Probe,
-    release: Release | None,
     gpu: Stack | None = None,
     name: str = "",
     gone: Iterable[str] = (),
@@ -499,8 +645,38 @@ def findings(
         )
     if unit in probe.services:
         yield from _of_others(unit, probe.services[unit])
-    if release is not None:
-        yield from unknown_to(release, settings)
+
+
+def router_findings(instances: Sequence[Routed], release: Release | None) -> Iterator[Finding]:
+    """What cannot stand in a router's preset file, whose format has no quotes."""
+    options = release.server_options if release else None
+    if release is not None and options and "--models-preset" not in options:
+        yield error(
+            "unknown-server-option",
+            f"server_router: llama-server of release {release.name} knows no --models-preset",
+            "it would not start",
+            "Set llama_cpp_version to one that has it, or leave out server_router.",
+        )
+    names = [each.called for each in instances]
+    for each in instances:
+        told = {"the model's name": each.called, **_preset(each, True)}
+        strange = [
+            f"{key} {value!r}"
+            for key, value in told.items()
+            if re.search(r"[;#\n\r]", value) or value != value.strip() or not value
+        ]
+        if re.search(r"[][:*]", each.called):
+            strange.append(f"the model's name {each.called!r}")
+        if names.count(each.called) > 1:
+            strange.append(f"the model's name {each.called!r} twice")
+        for what in dict.fromkeys(strange):
+            yield error(
+                "router-preset",
+                f"server_router: {what} cannot stand in a preset file",
+                "the router would read it as something else",
+                "Names are set by server_alias; `;`, `#` and white space at an end cannot be "
+                "written, in names also no `:`, `*` or brackets.",
+            ).within(each.name)
 
 
 def unknown_to(release: Release, settings: Settings) -> Iterator[Finding]:

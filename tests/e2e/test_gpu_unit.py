@@ -107,7 +107,7 @@ def test_the_next_check_knows_what_the_gate_saw(host: LabHost) -> None:
         "ggml_cuda_init: failed to initialize CUDA: no CUDA-capable device is detected",
     )
     assert service.is_ours
-    found = server.findings(load({}), probe, None)
+    found = server.findings(load({}), probe)
     assert "unit-not-ours" not in {each.code for each in found}
 
 

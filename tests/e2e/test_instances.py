@@ -154,6 +154,62 @@ def test_removing_one_removes_its_unit_and_nothing_else(deployed: Deployed) -> N
     assert deployed.again(server_instances=renamed).changed == []
 
 
+ROUTED = {
+    name: {key: own[key] for key in own if key != "server_port"} for name, own in BOTH.items()
+}
+
+
+def test_one_router_serves_all_models_on_one_port(deployed: Deployed) -> None:
+    host = deployed.host
+    data: dict[str, Any] = {"server_router": True, "server_instances": ROUTED}
+    run = deployed.again(**data)
+    assert run.code == 0, run.said[-5000:]
+    for part in ("routing to tiny, embed, rerank", "embedding 256 numbers", '"model": "rerank"'):
+        assert part in run.said, part
+    units = "systemctl list-units --plain --no-legend 'llama-server*'"
+    assert [line.split()[0] for line in host.run(units).stdout.splitlines()] == [
+        "llama-server.service"
+    ]
+    report = json.loads(host.run("cat /var/lib/llamastead/report.json").stdout)
+    assert [server["model"] for server in report["servers"]] == ["tiny", "embed", "rerank"]
+    asked = client(deployed, 8080)
+    assert sorted(model.id for model in asked.models.list()) == ["embed", "rerank", "tiny"]
+    chat = asked.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "Hello"}], max_tokens=4
+    )
+    assert chat.usage is not None
+    assert chat.usage.completion_tokens == 4
+    assert len(asked.embeddings.create(model="embed", input="Hello").data[0].embedding) == 256
+    with pytest.raises(openai.APIStatusError):
+        asked.embeddings.create(model="none", input="Hello")
+    with pytest.raises(openai.AuthenticationError):
+        asked.with_options(api_key="wrong").models.list()
+    again = deployed.again(**data)
+    assert again.changed == []
+    assert len(again.commands) <= 8, again.commands
+
+
+def test_a_router_is_healthy_once_all_its_models_are_loaded(deployed: Deployed) -> None:
+    script = (
+        "systemctl restart llama-server && key=$(cat /etc/llamastead/api-key) && "
+        f'curl -s -H "Authorization: Bearer $key" http://{deployed.host.address}:8080/models'
+    )
+    told = json.loads(deployed.host.run(script).stdout)
+    assert [model["status"]["value"] for model in told["data"]] == ["loaded"] * 3
+
+
+def test_a_router_with_a_model_that_does_not_load_goes_back(deployed: Deployed) -> None:
+    bad = {**ROUTED, "embed": {**ROUTED["embed"], "server_extra_args": ["--pooling", "no such"]}}
+    run = deployed.again(server_router=True, server_instances=bad)
+    assert run.code == 1
+    assert "llama-server.service: unit and release of before are back" in run.said
+    assert deployed.again(server_router=True, server_instances=ROUTED).changed == []
+    back = deployed.again()
+    assert back.code == 0, back.said[-3000:]
+    assert len(pids(deployed.host)) == 3
+    assert deployed.again().changed == []
+
+
 @pytest.mark.parametrize(
     ("own", "part"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from configparser import ConfigParser
 from dataclasses import replace
 from typing import Any
 
@@ -375,3 +376,117 @@ def test_what_serves_already_keeps_its_room(shape: Shape) -> None:
 
 def _there(file: server.FilePlan) -> ManagedFile:
     return ManagedFile(file.sha256, file.mode, "root", "root")
+
+
+# One router for all
+
+
+def routed(embed: dict[str, Any] | None = None, **data: Any) -> Settings:
+    own = {name: value for name, value in EMBED.items() if name != "server_port"}
+    return settings(
+        server_router=True, server_instances={"embed": {**own, **(embed or {})}}, **data
+    )
+
+
+def preset(made: Plan) -> dict[str, dict[str, str]]:
+    (one,) = made.servers
+    (file,) = [file for file in one.own if file.path == server.PRESET]
+    parser = ConfigParser(interpolation=None, strict=True, default_section="*")
+    parser.read_string("[:]\n" + file.content)
+    return {name: dict(parser[name]) for name in parser.sections() if name != ":"}
+
+
+def test_a_router_serves_all_models_from_one_unit() -> None:
+    made = plan(routed({"server_parallel": 2}, server_alias="chat", server_temperature=0.5))
+    assert made.errors == ()
+    (one,) = made.servers
+    assert one.name == SERVER_UNIT
+    words = " ".join(one.arguments)
+    assert f"--models-preset {server.PRESET} --models-max 2" in words
+    assert "--port 8080" in words
+    assert not [word for word in one.arguments if word in {"--model", "--alias", "--temp"}]
+    sections = preset(made)
+    assert list(sections) == ["chat", "embed"]
+    assert sections["chat"]["model"] == made.models[0].path
+    assert sections["embed"]["model"] == made.models[1].path
+    assert (sections["chat"]["temp"], sections["chat"]["parallel"]) == ("0.5", "4")
+    assert (sections["embed"]["embedding"], sections["embed"]["parallel"]) == ("true", "2")
+    assert all(section["load-on-startup"] == "true" for section in sections.values())
+    assert not {"host", "port", "metrics"} & set(sections["chat"])
+    assert [(each.model, each.purpose) for each in one.serves] == [
+        ("chat", "generate"), ("embed", "embed"),
+    ]  # fmt: skip
+    assert "wait-healthy http://127.0.0.1:8080 2\n" in one.unit.content
+    assert [decision for what, decision in rows(made) if what == "server"] == [
+        "start llama-server at 127.0.0.1:8080, 4 x 4096 tokens, routing to chat, embed"
+    ]
+
+
+def test_extra_arguments_stand_in_the_preset_file_as_options() -> None:
+    extra = ["--pooling", "mean", "--no-warmup", "--seed=-1", "-ub", "64", "--rope-scale", "-2"]
+    section = preset(plan(routed({"server_extra_args": extra})))["embed"]
+    told = {key: section[key] for key in ("pooling", "no-warmup", "seed", "ub", "rope-scale")}
+    assert told == {
+        "pooling": "mean", "no-warmup": "true", "seed": "-1", "ub": "64", "rope-scale": "-2",
+    }  # fmt: skip
+
+
+def test_what_changes_a_model_restarts_the_router() -> None:
+    digests = {
+        plan(made).servers[0].digest
+        for made in (routed(), routed({"server_parallel": 1}), routed({"model_sha256": "a" * 64}))
+    }
+    assert len(digests) == 3
+
+
+def test_units_of_instances_go_when_a_router_takes_over() -> None:
+    probe = replace(BARE, services={SERVER_UNIT: service(), UNIT: service()})
+    assert plan(routed(), probe).leftovers == (UNIT,)
+
+
+@pytest.mark.parametrize(
+    "own", [{"server_port": 8081}, {"server_host": "::1"}, {"server_gpu_devices": [0]}]
+)
+def test_what_the_router_has_once_no_model_has_of_its_own(own: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="with server_router one llama-server serves all"):
+        routed(own)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        ({"server_alias": "a:b"}, "the model's name 'a:b'"),
+        ({"server_alias": "embed"}, "the model's name 'embed' twice"),
+        (
+            {"model": "/srv/a;b.gguf", "model_sha256": None, "server_alias": "ab"},
+            "model '/srv/a;b.gguf'",
+        ),
+        ({"server_extra_args": ["--grammar", "x # y"]}, "grammar 'x # y'"),
+        ({"server_extra_args": ["--grammar", ""]}, "grammar ''"),
+    ],
+)
+def test_what_a_preset_file_cannot_hold_is_an_error(data: dict[str, Any], what: str) -> None:
+    found = [each for each in plan(routed(**data)).errors if each.code == "router-preset"]
+    assert what in found[0].cause
+
+
+def test_a_llama_cpp_that_knows_no_router_is_an_error() -> None:
+    old = with_release(WITH_COMPILER, routed())
+    (found,) = plan(routed(), old).errors
+    assert "--models-preset" in found.cause
+
+
+@given(st.lists(st.sampled_from(["--a", "-b", "--no-c", "x", "-1", "--d=e", ""]), max_size=8))
+def test_every_argument_reaches_a_router_in_its_order(extra: list[str]) -> None:
+    text = server.preset_text(
+        [_routed_with(["--first", *extra, "--last"])], on_gpu=False
+    ).splitlines()
+    keys = [line.partition(" = ")[0] for line in text if " = " in line]
+    assert keys.index("first") < keys.index("last")
+    assert len(keys) == len(set(keys))
+
+
+def _routed_with(extra: list[str]) -> server.Routed:
+    own = settings(server_extra_args=extra)
+    model_plan = plan(own).models[0]
+    return server.Routed("", own, model_plan)

@@ -179,7 +179,7 @@ def test_a_server_counts_on_a_gpu_exactly_where_it_is_compiled_for_one(
     assert made.main.server is not None
     on_gpu = made.stack is not None
     assert (made.build.backend == "cuda") is on_gpu
-    assert made.main.server.offloads is on_gpu
+    assert made.main.server.serves[0].offloads is on_gpu
     assert (
         "ExecStartPre=/usr/local/lib/llamastead/gpu-gate" in made.main.server.unit.content
     ) is on_gpu

@@ -279,12 +279,15 @@ def test_an_api_key_that_others_can_read_is_not_converged() -> None:
 
 def codes(probe: Probe, **data: object) -> list[str]:
     release = probe.releases[0] if probe.releases else None
-    return [found.code for found in server.findings(settings(**data), probe, release)]
+    wanted = settings(**data)
+    found = [*server.findings(wanted, probe)]
+    found += server.unknown_to(release, wanted) if release else ()
+    return [each.code for each in found]
 
 
 def test_a_port_that_something_else_holds_is_an_error_that_names_it() -> None:
     probe = replace(BARE, listeners={8080: Listener(77, "nginx")})
-    (found,) = server.findings(settings(), probe, None)
+    (found,) = server.findings(settings(), probe)
     assert found.code == "port-taken"
     assert "8080 is already taken by nginx (process 77)" in str(found)
 
@@ -303,7 +306,7 @@ def test_an_option_that_this_llama_server_does_not_know_is_an_error() -> None:
 def told(release: dict[str, object], **data: object) -> str:
     wanted = settings(**data)
     probe = with_release(WITH_COMPILER, wanted, **release)
-    return "\n".join(map(str, server.findings(wanted, probe, probe.releases[0])))
+    return "\n".join(map(str, server.unknown_to(probe.releases[0], wanted)))
 
 
 def test_a_setting_that_this_release_lacks_is_named_with_its_option_and_the_release() -> None:
@@ -405,13 +408,13 @@ def test_the_drivers_devices_are_made_before_the_sandbox_closes() -> None:
 @pytest.mark.parametrize("layers", ["all", "auto", 20])
 def test_layers_go_to_the_gpu_where_there_is_one(layers: object) -> None:
     assert f"--n-gpu-layers {layers}" in " ".join(gpu_plan(server_gpu_layers=layers).arguments)
-    assert gpu_plan(server_gpu_layers=layers).offloads
+    assert gpu_plan(server_gpu_layers=layers).serves[0].offloads
     assert "--n-gpu-layers" not in arguments(server_gpu_layers=layers)
-    assert not plan().offloads
+    assert not plan().serves[0].offloads
 
 
 def test_no_layer_on_the_gpu_is_what_was_asked_for() -> None:
-    assert not gpu_plan(server_gpu_layers=0).offloads
+    assert not gpu_plan(server_gpu_layers=0).serves[0].offloads
 
 
 def test_the_servers_environment() -> None:
