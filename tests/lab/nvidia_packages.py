@@ -187,30 +187,23 @@ def toolkit(release: str, nvcc: str, *, with_driver: bool) -> Iterator[Package]:
     dash = minor.replace(".", "-")
     of = _Release(f"{nvcc}-1", ">=", f"-{dash}")
     whole = f"{release}-1"
+    nvvm = "libnvvm" if int(minor.partition(".")[0]) >= 13 else "cuda-nvvm"
     yield of.package(
         "cuda-toolkit", ["cuda-compiler", "cuda-libraries-dev", "cuda-tools"], version=whole
     )
-    yield of.package("cuda-compiler", ["cuda-nvcc"])
+    yield of.package("cuda-compiler", ["cuda-nvcc", "cuda-cuobjdump"])
     yield of.package("cuda-libraries-dev", ["libcublas-dev", "cuda-driver-dev", "cuda-cudart-dev"])
     yield of.package("cuda-tools")
     yield of.package(
         "cuda-nvcc",
-        ["cuda-crt", "cuda-nvvm"],
+        ["cuda-crt", nvvm],
         also=[f"cuda-toolkit-{dash}-config-common"],
         files={f"{root}/bin/nvcc": _nvcc(minor, nvcc)},
     )
-    priority = int(minor.replace(".", ""))
-    yield Package(
-        f"cuda-toolkit-{dash}-config-common",
-        of.version,
-        architecture="all",
-        scripts={
-            "postinst": f"update-alternatives --install /usr/local/cuda cuda {root} {priority}",
-            "prerm": f"update-alternatives --remove cuda {root}",
-        },
-    )
+    yield from _config(of, root)
     yield of.package("cuda-crt")
-    yield of.package("cuda-nvvm")
+    yield of.package(nvvm)
+    yield of.package("cuda-cuobjdump")
     yield of.package("cuda-cudart", files={f"{root}/lib64/libcudart.so": "no library\n"})
     yield of.package(
         "cuda-cudart-dev",
@@ -228,6 +221,34 @@ def toolkit(release: str, nvcc: str, *, with_driver: bool) -> Iterator[Package]:
     yield of.package("cuda-compat")
     yield Package("cuda", whole, [f"cuda-{dash}"])
     yield Package("cuda-toolkit", whole, [f"cuda-toolkit-{dash}"])
+
+
+def _config(of: _Release, root: str) -> Iterator[Package]:
+    """Where a toolkit is found without its version: links, and what the loader is told."""
+    minor = root.rpartition("-")[2]
+    major = minor.partition(".")[0]
+    links = ("cuda", f"cuda-{major}")
+    priority = minor.replace(".", "")
+    added = [
+        f"update-alternatives --install /usr/local/{link} {link} {root} {priority}"
+        for link in links
+    ]
+    removed = [f"update-alternatives --remove {link} {root}" for link in links]
+    loader = {
+        "cuda-toolkit-config-common": ("000_cuda", "cuda"),
+        f"cuda-toolkit-{major}-config-common": (f"988_cuda-{major}", f"cuda-{major}"),
+    }
+    yield Package(
+        f"cuda-toolkit{of.suffix}-config-common",
+        of.version,
+        list(loader),
+        architecture="all",
+        scripts={"postinst": "\n".join([*added, "ldconfig"]), "prerm": "\n".join(removed)},
+    )
+    for name, (file, link) in loader.items():
+        folder = f"/usr/local/{link}/targets/x86_64-linux/lib\n"
+        files = {f"/etc/ld.so.conf.d/{file}.conf": folder}
+        yield Package(name, of.version, architecture="all", files=files)
 
 
 def _nvcc(minor: str, version: str) -> str:
