@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tasks.rules import tables
 
-from . import deb, nvidia_packages
+from . import cuda_wheels, deb, nvidia_packages
 from .deb import Package, SigningKey
 from .outside import Outside
 from .tools import cache_directory, locked, run, say
@@ -97,6 +97,13 @@ class NvidiaRepository:
         folder = self.folder(repository)
         for package in packages:
             deb.build(package, folder)
+        deb.index(folder, LABEL)
+        self.sign(repository)
+
+    def bring_real_toolkit(self, repository: str) -> None:
+        """Let a repository have a toolkit that compiles, in the place of its shells."""
+        folder = self.folder(repository)
+        cuda_wheels.link_packages(folder)
         deb.index(folder, LABEL)
         self.sign(repository)
 

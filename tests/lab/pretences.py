@@ -17,6 +17,15 @@ def load_driver(host: LabHost, version: str) -> None:
     )
 
 
+def have_driver(host: LabHost, version: str) -> None:
+    """Let the host look like a container with a driver: loaded, its library out of ld.so's way."""
+    load_driver(host, version)
+    host.run(
+        "set -e; mkdir -p /usr/local/nvidia/lib64; cd /usr/local/nvidia/lib64\n"
+        f"touch libcuda.so.{version}; ln -sf libcuda.so.{version} libcuda.so.1"
+    )
+
+
 def enter_wsl(host: LabHost, windows_driver: str) -> None:
     """Let the host look like a distribution inside WSL, with an RTX 5090 in Windows."""
     host.pretend_kernel_release(WSL_KERNEL)
