@@ -25,8 +25,9 @@ def offer_headers(outside: Outside, host: LabHost) -> str:
         "1-1",
         ["linux-headers-amd64"],
         scripts={
-            "postinst": f"ln -sfn /usr/src/linux-headers-*-amd64 {modules}/build",
-            "prerm": f"rm -f {modules}/build",
+            "postinst": f"ln -sfn /usr/src/linux-headers-*-amd64 {modules}/build\n"
+            f"ln -sfn /usr/src/linux-headers-*-common {modules}/source",
+            "prerm": f"rm -f {modules}/build {modules}/source",
         },
     )
     folder = outside.files / _FOLDER
