@@ -238,6 +238,8 @@ class Probe:
     """Free bytes for each of PREFIX, STATE, CACHE and SYSTEM, or for where it will be."""
     disk_mount: Mapping[str, str] = field(default_factory=dict)
     """Mount point that each of them is on: what shares one shares its space."""
+    noexec: frozenset[str] = frozenset()
+    """Those of them that are mounted so that no program runs from there."""
 
     folders: Mapping[str, Folder] = field(default_factory=dict)
     """Those that we would put things in, as far as they are there."""
@@ -328,6 +330,8 @@ class Probe:
     """Symbolic links under models/: path to target."""
     model_paths: Mapping[str, ModelPath] = field(default_factory=dict)
     """Files that the user named by their paths on the host."""
+    real_paths: Mapping[str, str] = field(default_factory=dict)
+    """Where PREFIX, MODELS and those files lead, if they go through symbolic links."""
     files: Mapping[str, ManagedFile] = field(default_factory=dict)
     users: frozenset[str] = frozenset()
     services: Mapping[str, Service] = field(default_factory=dict)

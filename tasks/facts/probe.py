@@ -97,6 +97,7 @@ def parse(output: Iterable[str]) -> Probe:
             place: int(free) for place, free, _ in lines.words("disk", 3) if free.isdigit()
         },
         disk_mount={place: mount for place, _, mount in lines.words("disk", 3)},
+        noexec=frozenset(lines.all("noexec")),
         folders={
             path: Folder(number(mode, 8) or 0, owner)
             for path, mode, owner in lines.words("folder", 3)
@@ -150,10 +151,8 @@ def parse(output: Iterable[str]) -> Probe:
             for path, time, text in lines.words("record", 3)
             if time.isdigit()
         },
-        links={
-            path: target
-            for path, _, target in (value.partition("	") for value in lines.all("link"))
-        },
+        links=_paths(lines, "link"),
+        real_paths=_paths(lines, "real"),
         model_paths=_model_paths(lines),
         files={
             path: ManagedFile(sha256, number(mode, 8) or 0, owner, group)
@@ -169,6 +168,10 @@ def parse(output: Iterable[str]) -> Probe:
         },
         locked_by=lines.text("locked_by"),
     )
+
+
+def _paths(lines: Lines, key: str) -> dict[str, str]:
+    return {path: to for path, _, to in (value.partition("\t") for value in lines.all(key))}
 
 
 def _yes_or_no(text: str | None) -> bool | None:

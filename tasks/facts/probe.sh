@@ -29,7 +29,18 @@ for place in /opt/llama.cpp /var/lib/llamastead /var/cache/llamastead /usr; do
     df -P -B1 "$folder" 2>/dev/null | {
         read -r _
         read -r _ _ _ free _ mount && say disk "$place $free $mount"
-    }
+        # Of several mounts in one place the last is what is seen.
+        last=
+        while read -r _ at _ options _; do
+            [ "$at" != "$mount" ] || last=$options
+        done </proc/mounts
+        case ,$last, in *,noexec,*) say noexec "$place" ;; esac
+    } 2>/dev/null
+done
+printf '%s\n' /opt/llama.cpp /var/lib/llamastead/models "$model_paths" | while IFS= read -r path; do
+    [ -n "$path" ] || continue
+    real=$(readlink -m "$path" 2>/dev/null)
+    [ "${real:-$path}" = "$path" ] || printf 'real\t%s\t%s\n' "$path" "$real"
 done
 
 for folder in /opt/llama.cpp /opt/llama.cpp/releases /var/lib/llamastead /var/cache/llamastead /etc/llamastead \
@@ -96,7 +107,7 @@ done
 for blob in /var/lib/llamastead/models/blobs/*; do
     [ -f "$blob" ] && say blob "${blob##*/} $(stat -c %s "$blob")"
 done
-find /var/lib/llamastead/models -type l -printf 'link\t%p\t%l\n' 2>/dev/null
+find -H /var/lib/llamastead/models -mindepth 1 -type l -printf 'link\t%p\t%l\n' 2>/dev/null
 for part in /var/lib/llamastead/incoming/*.part; do
     [ -f "$part" ] && name=${part##*/} && say partial "${name%.part} $(stat -c %s "$part")"
 done

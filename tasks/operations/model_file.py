@@ -116,7 +116,7 @@ for file; do
 done
 [ -z "$stays" ] || exit 0
 rm -f {shlex.join([*removal.links, *removal.records])}
-find {at.MODELS} -mindepth 1 -type d -empty -delete
+find -H {at.MODELS} -mindepth 1 -type d -empty -delete
 """
 
 

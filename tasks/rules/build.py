@@ -15,7 +15,7 @@ from typing import Any
 from tasks import probe as at
 from tasks.probe import Probe, Release
 from tasks.rules import nvidia, stack, tables
-from tasks.rules.findings import Finding, warning
+from tasks.rules.findings import Finding, error, warning
 from tasks.rules.nvidia import Stack
 from tasks.rules.space import Need
 from tasks.rules.tables import Backend, BuildCost, BuildOption
@@ -260,6 +260,7 @@ def findings(build: BuildPlan, settings: Settings, probe: Probe) -> Iterator[Fin
             )
     if build.backend == "cuda":
         yield from _cache_pair_findings(settings)
+    yield from _noexec_findings(build, probe)
     if build.release is not None:
         return
     memory = probe.memory_bytes
@@ -272,6 +273,22 @@ def findings(build: BuildPlan, settings: Settings, probe: Probe) -> Iterator[Fin
             f"one {compiler} may need {least} GiB, the build can be killed for want of memory",
             "Add swap for the build, or build elsewhere.",
         )
+
+
+def _noexec_findings(build: BuildPlan, probe: Probe) -> Iterator[Finding]:
+    run_from = {at.PREFIX: "llama-server"}
+    if build.release is None:
+        run_from[at.CACHE] = "what the build tries out"
+    for place, what in run_from.items():
+        if place in probe.noexec:
+            mount = probe.disk_mount.get(place, place)
+            yield error(
+                "mounted-noexec",
+                f"{mount} is mounted noexec: no program runs from {place}",
+                f"{what} could not be started",
+                f"`mount -o remount,exec {mount}`, and the same in /etc/fstab; or mount another "
+                f"disk at {place}.",
+            )
 
 
 def _cache_pair_findings(settings: Settings) -> Iterator[Finding]:

@@ -327,6 +327,27 @@ def _gpu_files(seen: Gpus, awaited: int) -> Iterator[FilePlan]:
         yield FilePlan(GPU_UNIT_FILE, _render("llama-gpu.service.j2", values))
 
 
+def _is_in_a_home(path: str) -> bool:
+    return path.startswith(("/home/", "/root/", "/run/user/"))
+
+
+def _shown_paths(probe: Probe, models: Iterable[ModelPlan]) -> tuple[str, ...]:
+    """What the server reads of places that its sandbox would hide.
+
+    Among it where a link leads that the user put in our place, such as to a larger disk.
+    """
+    named = [file.path for model in models if model.on_host for file in model.files]
+    shown = []
+    for path in (*named, at.MODELS, at.PREFIX):
+        leads_to = probe.real_paths.get(path, path)
+        shown += [each for each in (path, leads_to) if _is_hidden(each)][:1]
+    return tuple(dict.fromkeys(shown))
+
+
+def _is_hidden(path: str) -> bool:
+    return _is_in_a_home(path) or path.startswith(("/tmp/", "/var/tmp/"))  # noqa: S108
+
+
 def plan(
     settings: Settings,
     probe: Probe,
@@ -474,6 +495,7 @@ def _service(
     ours = seen.environment(f"/var/cache/{cache}") if seen else {}
     environment = {**ours, **settings.server_environment}
     named = sum(served.model is not None for served in job.serves)
+    shown = _shown_paths(probe, job.models)
     values: dict[str, object] = {
         "unit": unit,
         "name": name,
@@ -489,9 +511,8 @@ def _service(
         "start_timeout": settings.server_start_timeout_seconds,
         "stop_timeout": settings.server_stop_timeout_seconds,
         "api_key": at.API_KEY if settings.api_key_required else None,
-        "read_only_paths": [
-            quote_path(file.path) for model in job.models if model.on_host for file in model.files
-        ],
+        "protect_home": "tmpfs" if any(map(_is_in_a_home, shown)) else "yes",
+        "read_only_paths": [quote_path(path) for path in shown],
         "devices": seen.devices if seen else (),
         "gpu_gate": f"{GPU_GATE} {at.CURRENT}/bin/llama-server {seen.count}" if seen else None,
         "gpu_unit": GPU_UNIT if seen and not seen.wsl else None,

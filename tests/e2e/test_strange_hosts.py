@@ -172,3 +172,33 @@ def test_root_does_not_follow_what_the_worker_puts_in_its_folder(
     assert not strange.host.run(
         f"ls /var/lib/llamastead/models/blobs | grep {sha256}", check=False
     ).stdout
+
+
+def test_a_model_in_somebodys_home_is_served(strange: Deployed) -> None:
+    host, path = strange.host, "/home/llama/private/m.gguf"
+    host.run(
+        f"mkdir -m 700 /home/llama/private; ln -s {path} /srv/m.gguf; "
+        f"cp $(find /var/lib/llamastead/models -name tiny.gguf) {path}; chmod 644 {path}"
+    )
+    for name in (path, "/srv/m.gguf"):
+        run = strange.again(model=name)
+        assert run.code == 0, run.said[-3000:]
+        assert strange.again(model=name).changed == []
+    pid = host.run("systemctl show llama-server -p MainPID --value").stdout.strip()
+    homes = f"/proc/{pid}/root/home"
+    assert host.run(f"find {homes} -type f -printf '/home/%P\\n'").stdout == f"{path}\n"
+    assert strange.again().code == 0
+
+
+def test_a_model_store_may_be_a_link_to_another_disk(strange: Deployed) -> None:
+    host, store = strange.host, "/var/lib/llamastead/models"
+    host.run(f"mv {store} /home/store && ln -s /home/store {store}")
+    moved = strange.again()
+    assert moved.code == 0, moved.said[-3000:]
+    assert not [name for name in moved.changed if "Fetch" in name]
+    assert strange.again().changed == []
+    # And from nothing.
+    host.run("rm -r /home/store/*")
+    again = strange.again()
+    assert again.code == 0, again.said[-3000:]
+    assert strange.again().changed == []

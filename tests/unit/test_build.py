@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from packaging.version import Version
 
-from tasks.probe import Probe, Release, Toolkit
+from tasks.probe import CACHE, PREFIX, Probe, Release, Toolkit
 from tasks.rules import build, stack, tables
 from tasks.rules.findings import Severity
+from tasks.rules.plan import make_plan
 
 from .hosts import (
     BARE,
@@ -352,3 +353,15 @@ def test_options_that_are_gone_are_never_passed(gone: str) -> None:
     said = settings(llama_cpp_cmake_args={gone: "ON"})
     (found,) = build.findings(build.plan(said, WITH_COMPILER, SOURCE), said, WITH_COMPILER)
     assert (found.code, gone in found.cause) == ("option-gone", True)
+
+
+def test_where_no_program_may_run_nothing_is_compiled_or_served() -> None:
+    there = with_release(WITH_COMPILER, settings())
+
+    def codes(probe: Probe) -> list[str]:
+        return [found.code for found in make_plan(settings(), probe, SOURCE, None).errors]
+
+    for place in (PREFIX, CACHE):
+        assert codes(replace(WITH_COMPILER, noexec=frozenset({place}))) == ["mounted-noexec"]
+    assert codes(replace(there, noexec=frozenset({CACHE}))) == []
+    assert codes(replace(there, noexec=frozenset({PREFIX}))) == ["mounted-noexec"]

@@ -203,6 +203,31 @@ def test_another_cpu_is_one_of_which_the_compiler_makes_something_else(tmp_path:
     assert target("") is not None  # or what is compiled would have no name
 
 
+def test_where_no_program_runs_and_where_links_lead_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "my model.gguf").symlink_to(tmp_path / "blob")
+    path = str(tmp_path / "my model.gguf")
+    # As if all was on one disk, mounted three times.
+    (tmp_path / "df").write_text("#!/bin/sh\necho heading\necho disk 9 1 8 9% /\n")
+    (tmp_path / "df").chmod(0o755)
+    mounts = tmp_path / "mounts"
+    lines = [f"disk / ext4 {options} 0 0\n" for options in ("rw", "rw,noexec", "rw,relatime")]
+
+    def probe(count: int) -> Probe:
+        mounts.write_text("".join(lines[:count]))
+        script = HostProbe().command(model_paths=[path]).replace("/proc/mounts", str(mounts))
+        done = subprocess.run(
+            ["sh", "-c", script], capture_output=True, text=True, check=True,
+            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        )  # fmt: skip
+        assert done.stderr == ""
+        return parse(done.stdout.splitlines())
+
+    assert "/usr" not in probe(1).noexec
+    assert "/usr" in probe(2).noexec
+    assert "/usr" not in probe(3).noexec
+    assert probe(3).real_paths[path] == str(tmp_path / "blob")
+
+
 def test_the_script_survives_a_machine_that_has_nothing(tmp_path: Path) -> None:
     command = HostProbe().command()
     bare = {"PATH": str(tmp_path)}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import probe as at
-from tasks.probe import Listener, ManagedFile, Probe, Service
+from tasks.probe import MODELS, PREFIX, Listener, ManagedFile, Probe, Service
 from tasks.rules import model, server, stack
 from tasks.rules.server import FilePlan, ServerPlan
 from tasks.settings import Settings
@@ -175,6 +175,45 @@ def test_a_model_in_a_home_is_shown_to_the_server_and_nothing_else_of_it() -> No
     unit = plan(wanted).unit.content
     assert 'BindReadOnlyPaths="/home/me/my model:1%%.gguf"' in unit
     assert '--model "/home/me/my model:1%%.gguf"' in unit
+
+
+def directives(unit: str, *names: str) -> list[str]:
+    return [line for line in unit.splitlines() if line.startswith(names)]
+
+
+@pytest.mark.parametrize(
+    ("path", "real", "shown"),
+    [
+        ("/srv/m.gguf", {}, ["ProtectHome=yes"]),
+        ("/srv/m.gguf", {"/srv/m.gguf": "/data/m.gguf"}, ["ProtectHome=yes"]),
+        ("/tmp/m.gguf", {}, ["ProtectHome=yes", "BindReadOnlyPaths=/tmp/m.gguf"]),
+        (
+            "/srv/m.gguf",
+            {"/srv/m.gguf": "/home/me/m.gguf"},
+            ["ProtectHome=tmpfs", "BindReadOnlyPaths=/home/me/m.gguf"],
+        ),
+        (  # as the Hub's own tools keep what they fetch
+            "/root/.cache/snapshots/m.gguf",
+            {"/root/.cache/snapshots/m.gguf": "/root/.cache/blobs/1"},
+            ["ProtectHome=tmpfs", "BindReadOnlyPaths=/root/.cache/snapshots/m.gguf"],
+        ),
+    ],
+)
+def test_the_server_sees_its_model_wherever_links_lead(
+    path: str, real: dict[str, str], shown: list[str]
+) -> None:
+    wanted = settings(model=path, model_sha256=None)
+    unit = plan(wanted, replace(BARE, real_paths=real)).unit.content
+    assert directives(unit, "ProtectHome", "BindReadOnlyPaths") == shown
+
+
+def test_the_server_sees_its_own_folders_wherever_links_lead() -> None:
+    real = {MODELS: "/home/me/models", PREFIX: "/data/llama.cpp"}
+    unit = plan(probe=replace(BARE, real_paths=real)).unit.content
+    assert directives(unit, "ProtectHome", "BindReadOnlyPaths") == [
+        "ProtectHome=tmpfs",
+        "BindReadOnlyPaths=/home/me/models",
+    ]
 
 
 @pytest.mark.parametrize(
