@@ -148,7 +148,7 @@ for file in /etc/systemd/system/llama-server.service /etc/systemd/system/llama-s
     gate=/var/cache/llama-server${unit#llama-server}
     sed -n "s/[[:cntrl:]]//g; s/^.*\(CUDA\|cuda\|NVIDIA\).*\$/service\t$unit gate &/p" "${gate%.service}/gate.log" 2>/dev/null |
         sed -n 1,3p
-    [ -d /run/systemd/system ] && have systemctl || continue
+    { [ -d /run/systemd/system ] && have systemctl; } || continue
     systemctl show "$unit" -p ActiveState,SubState,UnitFileState,MainPID,NeedDaemonReload 2>/dev/null |
         sed "s/^\([A-Za-z]*\)=/service\t$unit \1 /"
     main_pid=$(systemctl show "$unit" -p MainPID --value 2>/dev/null)
