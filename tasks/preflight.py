@@ -72,7 +72,8 @@ def probe_host(settings: Settings) -> Probe:
                 "the host could not be looked at",
                 "nothing is known about it",
                 "Connect as root, or as a user who may use sudo (`--sudo`; a password is asked for "
-                "on a terminal), and see the lines above.",
+                "on a terminal), and see the lines above. If /tmp is mounted noexec, sudo gets no "
+                "password: set `_temp_dir` to another folder (data: `_temp_dir=/var/tmp`).",
             )
         )
     return probe

@@ -240,8 +240,8 @@ def _of_instance(
     yield from (each.within(name) for each in said)
 
 
-RUNTIME_PACKAGES = ("ca-certificates", "curl")
-"""What a host needs once llama.cpp is compiled."""
+RUNTIME_PACKAGES = ("ca-certificates", "curl", "libgomp1")
+"""What a host needs once llama.cpp is compiled: libgomp1 goes with the compilers otherwise."""
 
 
 def watched_packages() -> tuple[str, ...]:

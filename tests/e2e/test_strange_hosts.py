@@ -73,7 +73,7 @@ def test_a_person_keeps_shell_and_home(strange: Deployed) -> None:
 
 def test_the_release_that_serves_is_remembered_behind_a_link(strange: Deployed) -> None:
     assert strange.again(server_parallel=2).code == 0
-    kept = strange.host.run("cat /var/lib/llamastead/previous.release").stdout
+    kept = strange.host.run("cat /var/lib/llamastead/previous/llama-server.service.release").stdout
     assert strange.host.run(f"ls -d /opt/llama.cpp/releases/{kept}/release.json").stdout
     failed = strange.again(server_extra_args=["--device", "nosuchdevice"])
     assert failed.code == 1

@@ -359,7 +359,7 @@ def test_where_no_program_may_run_nothing_is_compiled_or_served() -> None:
     there = with_release(WITH_COMPILER, settings())
 
     def codes(probe: Probe) -> list[str]:
-        return [found.code for found in make_plan(settings(), probe, SOURCE, None).errors]
+        return [found.code for found in make_plan(settings(), probe, SOURCE).errors]
 
     for place in (PREFIX, CACHE):
         assert codes(replace(WITH_COMPILER, noexec=frozenset({place}))) == ["mounted-noexec"]
