@@ -144,9 +144,16 @@ def _hand_over(file: ModelFile) -> str:
     """Shell that moves a checked file into the store and links its name to it."""
     part, blob, path = f"{at.INCOMING}/{file.sha256}.part", file.blob, shlex.quote(file.path)
     folder = shlex.quote(posixpath.dirname(file.path))
+    # What is served goes on being read. A file of the right size stays, whatever else is there.
+    damaged = (
+        ""
+        if file.size is None
+        else (f'[ ! -e {blob} ] || [ "$(stat -c %s {blob})" = {file.size} ] || rm -f {blob}')
+    )
     return f"""
 set -e
 install -d -m 755 {at.MODELS} {at.BLOBS} {folder}
+{damaged}
 if [ -e {part} ] && [ ! -e {blob} ]; then
   # It comes from an unprivileged user's folder: looked at, and changed, only where root alone gets.
   new={at.BLOBS}/.new

@@ -188,8 +188,13 @@ def plan(settings: Settings, probe: Probe, found: Found | None = None) -> ModelP
         return _of_hub(settings, probe, found.hub) if found.hub else None
     assert sha256 is not None  # settings refuse a URL without it
     path = f"{at.MODELS}/{sha256[:12]}/{file_name(model)}"
-    file = _file(probe, path, sha256, found.reach.size if found.reach else None, url=model)
-    return _kept(settings, probe, file_name(model), (file,))
+    before = _recorded(settings, probe)
+    sizes = before.told_sizes if before else {}
+    if found.reach is not None:
+        sizes = {sha256: found.reach.size} if found.reach.size else {}
+    file = _file(probe, path, sha256, sizes.get(sha256), url=model)
+    record = Record(_shown(model), {}, told_sizes=sizes)
+    return _kept(settings, probe, file_name(model), (file,), record)
 
 
 def _shown(model: str) -> str:
@@ -226,7 +231,8 @@ def _of_originals(settings: Settings, probe: Probe, found: Found) -> ModelPlan:
         )
         for each in found.originals
     )
-    return _kept(settings, probe, parts[0].name, parts, originals=found.originals)
+    record = Record(settings.model or "", {}, originals=found.originals)
+    return _kept(settings, probe, parts[0].name, parts, record)
 
 
 def _of_hub(settings: Settings, probe: Probe, hub: HubModel) -> ModelPlan:
@@ -241,7 +247,7 @@ def _of_hub(settings: Settings, probe: Probe, hub: HubModel) -> ModelPlan:
     parts = tuple(file(each) for each in hub.candidate.files)
     projector = file(hub.projector) if hub.projector else None
     name = f"{posixpath.basename(_harmless(hub.candidate.name))}.gguf"
-    return _kept(settings, probe, name, parts, projector, hub=hub)
+    return _kept(settings, probe, name, parts, Record(settings.model or "", {}, hub), projector)
 
 
 def _file(
@@ -253,9 +259,9 @@ def _file(
     original: str | None = None,
 ) -> ModelFile:
     stored = probe.blobs.get(sha256)
-    file = ModelFile(
-        path, sha256, size if size is not None else stored, url, original, stored is not None
-    )
+    size = stored if size is None else size
+    # One of another size was damaged after it was stored.
+    file = ModelFile(path, sha256, size, url, original, stored is not None and stored == size)
     return replace(file, linked=probe.links.get(path) == file.target)
 
 
@@ -264,15 +270,14 @@ def _kept(
     probe: Probe,
     name: str,
     parts: tuple[ModelFile, ...],
+    origin: Record,
     projector: ModelFile | None = None,
-    hub: HubModel | None = None,
-    originals: tuple[Original, ...] = (),
 ) -> ModelPlan:
-    """A model in the store, with its record."""
+    """A model in the store, with its record: where it is from, and its files."""
     files: Mapping[str, str] = {
         file.path: file.sha256 or "" for file in (*parts, *([projector] if projector else []))
     }
-    record = Record(_shown(settings.model or ""), files, hub, originals)
+    record = replace(origin, files=files)
     path = model_record.path_of(settings)
     time, text = probe.records.get(path, (0, ""))
     return ModelPlan(
@@ -288,11 +293,13 @@ def _kept(
 
 def pinned(settings: Settings, probe: Probe) -> Record | None:
     """The record of the wanted model, if all that it tells of is whole on the host."""
+    record = _recorded(settings, probe)
+    return record if record is not None and record.is_whole(probe.blobs) else None
+
+
+def _recorded(settings: Settings, probe: Probe) -> Record | None:
     _, text = probe.records.get(model_record.path_of(settings), (0, ""))
-    record = Record.from_json(text) if text else None
-    if record is None or any(sha256 not in probe.blobs for sha256 in record.files.values()):
-        return None
-    return record
+    return Record.from_json(text) if text else None
 
 
 def findings(

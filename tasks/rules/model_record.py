@@ -38,6 +38,25 @@ class Record:
     """Path to SHA-256."""
     hub: HubModel | None = None
     originals: tuple[Original, ...] = ()
+    told_sizes: Mapping[str, int] = field(default_factory=dict)
+    """SHA-256 to bytes, as a web server told them."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """SHA-256 to bytes, where known: a file of another size on the host is a damaged one."""
+        hub = self.hub.files if self.hub else ()
+        return {
+            **self.told_sizes,
+            **{each.sha256: each.size for each in self.originals},
+            **{each.sha256: each.size for each in hub if each.sha256},
+        }
+
+    def is_whole(self, blobs: Mapping[str, int]) -> bool:
+        """Whether a store has all that it tells of."""
+        return all(
+            sha256 in blobs and self.sizes.get(sha256, blobs[sha256]) == blobs[sha256]
+            for sha256 in self.files.values()
+        )
 
     def as_json(self) -> str:
         """One line."""

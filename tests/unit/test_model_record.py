@@ -106,6 +106,40 @@ def test_a_damaged_record_is_none(text: str) -> None:
     assert Record.from_json(text) is None
 
 
+def test_a_file_that_was_damaged_in_the_store_is_fetched_again() -> None:
+    kept = planned()
+    whole = replace(
+        BARE,
+        blobs={file.sha256 or "": file.size or 0 for file in kept.files},
+        links={file.path: file.target for file in kept.files},
+        records={kept.record_path: (1, kept.record.as_json() if kept.record else "")},
+    )
+    assert planned(whole).stored
+    for file in kept.files:
+        short = replace(whole, blobs={**whole.blobs, file.sha256 or "": 99})
+        assert [each.sha256 for each in planned(short).missing] == [file.sha256]
+
+
+def test_how_long_a_file_of_an_address_is_is_remembered() -> None:
+    wanted = settings(model="https://host/m.gguf")
+    first = model.plan(wanted, BARE, model.Found(reach=model.Reach(None, 100, None)))
+    assert first is not None
+    assert first.record is not None
+    stored = replace(
+        BARE,
+        blobs={first.sha256 or "": 100},
+        links={first.path: first.parts[0].target},
+        records={first.record_path: (0, first.record.as_json())},
+    )
+    second = model.plan(wanted, stored)
+    assert second is not None
+    assert second.stored
+    damaged = model.plan(wanted, replace(stored, blobs={first.sha256 or "": 60}))
+    assert damaged is not None
+    assert not damaged.stored
+    assert damaged.missing
+
+
 def test_an_address_is_recorded_without_what_signs_it() -> None:
     url = "https://me:password@host/m.gguf?Signature=secret"
     made = model.plan(settings(model=url), BARE)
