@@ -18,7 +18,7 @@ from tasks.probe import Probe
 from tasks.rules import memory, model
 from tasks.rules.architecture import Shape, shape_of
 from tasks.rules.findings import Finding, error, warning
-from tasks.rules.gguf import GgufError, Source, merge, read_header
+from tasks.rules.gguf import GgufError, Header, Source, merge, read_header
 from tasks.rules.hub_files import HubModel, Reference, candidates, in_order_of_trial
 from tasks.rules.memory import Neighbour
 from tasks.rules.model import Found
@@ -35,17 +35,17 @@ def hub_of(settings: Settings) -> Hub:
 
 
 def resolve(
-    settings: Settings, probe: Probe, others: Iterable[Neighbour] = ()
+    settings: Settings, probe: Probe, others: Iterable[Neighbour] = (), adapter: bool = False
 ) -> tuple[Found, tuple[Finding, ...]]:
     """The model, as far as it is not on the host, and what there is to say about it.
 
-    Others are models that it has to fit beside.
+    Others are models that it has to fit beside. Of an adapter there is no shape to be known.
 
     What an earlier run found and the host has whole is not asked for again without need, and stands
     in where the Hub is out of reach.
     """
     if settings.model_upload is not None:
-        return _originals(settings, probe)
+        return _originals(settings, probe, adapter)
     reference = settings.model_reference
     if reference is None:
         return Found(), ()
@@ -65,7 +65,28 @@ def resolve(
         smaller = _alternatives(settings, reference, resolved, fits)
     except HubError as problem:
         return Found(), (problem.finding,)
-    return Found(hub=chosen, shape=resolved.shape, alternatives=smaller), resolved.findings
+    said = resolved.findings
+    if adapter:
+        said = tuple(each for each in said if each.code not in _OF_MODELS)
+        said += _unless_adapter(resolved.header, str(reference))
+    return Found(hub=chosen, shape=resolved.shape, alternatives=smaller), said
+
+
+_OF_MODELS = ("header-unreadable", "quant-poor")
+"""Findings that say nothing about an adapter."""
+
+
+def _unless_adapter(header: Header | None, name: str) -> tuple[Finding, ...]:
+    if header is None or header.metadata.get("general.type") == "adapter":
+        return ()
+    return (
+        error(
+            "not-an-adapter",
+            f"model: {name} is no LoRA adapter in GGUF",
+            "llama-server would not start with it",
+            "llama.cpp's convert_lora_to_gguf.py makes one.",
+        ),
+    )
 
 
 def _with_projector(settings: Settings, resolved: Resolved) -> HubModel:
@@ -144,14 +165,17 @@ _lock = Lock()
 _hashes: dict[tuple[str, int, int], str] = {}
 
 
-def _originals(settings: Settings, probe: Probe) -> tuple[Found, tuple[Finding, ...]]:
+def _originals(
+    settings: Settings, probe: Probe, adapter: bool
+) -> tuple[Found, tuple[Finding, ...]]:
     given = Path(settings.model_upload or "").expanduser().absolute()
     paths = [Path(path) for path in model.part_paths(str(given))]
     record = model.pinned(settings, probe)
     known = {each.path: each for each in record.originals} if record else {}
     try:
         originals = tuple(_original(path, known.get(str(path))) for path in paths)
-        shape = _shape_of(tuple(_LocalFile(path) for path in paths))
+        header = merge(read_header(_LocalFile(path)) for path in paths)
+        shape = None if adapter else shape_of(header)
     except OSError as problem:
         return Found(), (
             error(
@@ -174,7 +198,8 @@ def _originals(settings: Settings, probe: Probe) -> tuple[Found, tuple[Finding, 
                 fix="Get the file anew, or correct model_sha256.",
             ),
         )
-    return Found(originals=originals, shape=shape), ()
+    said = _unless_adapter(header, str(given)) if adapter else ()
+    return Found(originals=originals, shape=shape), said
 
 
 def _original(path: Path, known: Original | None) -> Original:

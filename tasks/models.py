@@ -54,10 +54,9 @@ def _fetch(model: ModelPlan, missing: tuple[ModelFile, ...], settings: Settings)
 def clean(plan: Plan) -> None:
     """Models that nobody wants to go back to are removed, now that the wanted ones serve."""
     for instance in plan.instances:
-        model = instance.model
-        if model is None or model.record is None:
-            continue
-        if not (model.has_served and instance.server and instance.server.converged):
-            model_file.served(name=f"Note that {model.name} serves", model=model)
+        runs = instance.server is not None and instance.server.converged
+        for model in instance.model.everything if instance.model else ():
+            if model.record is not None and not (model.has_served and runs):
+                model_file.served(name=f"Note that {model.name} serves", model=model)
     if plan.removal:
         model_file.removed(name="Remove models of before", removal=plan.removal)

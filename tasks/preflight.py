@@ -18,12 +18,12 @@ from tasks.facts.told import told
 from tasks.operations.lock import held
 from tasks.operations.shell import abandon, complain
 from tasks.probe import APT_PENDING, DRIVER_MARK, Probe
-from tasks.rules import memory, server
+from tasks.rules import memory, model, server
 from tasks.rules.findings import Finding, Severity, error
 from tasks.rules.fit import Verdict
 from tasks.rules.model import Found
-from tasks.rules.plan import Instance, Plan, as_json, make_plan, rows, watched_packages
-from tasks.settings import Settings, SettingsError, instances, load
+from tasks.rules.plan import Plan, as_json, found_key, make_plan, rows, watched_packages
+from tasks.settings import LORA_PART, Settings, SettingsError, instances, load, parts
 
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
@@ -53,7 +53,7 @@ def lock() -> None:
 def probe_host(settings: Settings) -> Probe:
     """Everything about the host, in one round trip."""
     wanted = instances(settings).values()
-    models = {own.model or "" for own in wanted}
+    models = {part.model or "" for own in wanted for part in parts(own).values()}
     try:
         probe = host.get_fact(
             HostProbe,
@@ -92,17 +92,24 @@ def _settings() -> Settings:
 def _with_what_is_here(settings: Settings) -> Settings:
     """For this machine itself: a file of it is on the host already."""
 
-    def there(model: str) -> str:
-        if not model.startswith("file:"):
+    def there(model: str | None) -> str | None:
+        if model is None or not model.startswith("file:"):
             return model
         return str(Path(model.removeprefix("file:")).expanduser().absolute())
 
-    own = {
-        name: {each: there(value) if each == "model" else value for each, value in own.items()}
+    def moved(own: Settings) -> dict[str, object]:
+        loras = tuple(
+            each.model_copy(update={"model": there(each.model)}) for each in own.model_lora
+        )
+        found = {"model": there(own.model), "model_draft": there(own.model_draft)}
+        return {**found, "model_lora": loras}
+
+    further = {
+        name: {**own, **{n: value for n, value in moved(made).items() if n in own}}
         for name, own in settings.server_instances.items()
+        for made in [instances(settings)[name]]
     }
-    model = there(settings.model) if settings.model else None
-    return settings.model_copy(update={"model": model, "server_instances": own})
+    return settings.model_copy(update={**moved(settings), "server_instances": further})
 
 
 def _plan(settings: Settings, probe: Probe) -> Plan:
@@ -112,17 +119,22 @@ def _plan(settings: Settings, probe: Probe) -> Plan:
     made = make_plan(settings, probe, source, faults, found)
     if made.errors:
         return made
+    wanted = [
+        (each, part, own) for each in made.instances for part, own in parts(each.settings).items()
+    ]
     if made.needs_download:
-        for each in made.instances:
-            found[each.name] = _reached(each, found[each.name])
+        for each, part, own in wanted:
+            key = found_key(each.name, part)
+            found[key] = _reached(own, probe, found[key])
         made = make_plan(settings, probe, source, faults, found)
         if made.errors:
             return made
     if not all(each.converged for each in made.servers):
-        for each in made.instances:
-            looked, said = _shaped(each, found[each.name])
-            found[each.name] = looked
-            faults = (*faults, *(problem.within(each.name) for problem in said))
+        for each, part, own in wanted:
+            key = found_key(each.name, part)
+            if not part.startswith(LORA_PART):
+                found[key], said = _shaped(own, probe, found[key])
+                faults = (*faults, *(one.about(part).within(each.name) for one in said))
         made = make_plan(settings, probe, source, faults, found)
     return made
 
@@ -135,14 +147,22 @@ def _found(settings: Settings, probe: Probe) -> tuple[dict[str, Found], tuple[Fi
     found: dict[str, Found] = {}
     faults: tuple[Finding, ...] = ()
     there: list[memory.Neighbour] = []
-    wanted = instances(settings)
-    for name, own in sorted(wanted.items(), key=lambda each: _is_open(each[1])):
-        looked, said = model_lookup.resolve(own, probe, there)
+    wanted = [
+        (name, part, own)
+        for name, instance in instances(settings).items()
+        for part, own in parts(instance).items()
+    ]
+    for name, part, own in sorted(wanted, key=lambda each: _is_open(each[2])):
+        is_adapter = part.startswith(LORA_PART)
+        looked, said = model_lookup.resolve(own, probe, there, is_adapter)
         fitted = memory.judge(own, probe, looked.shape, there)
         there += [(own, fitted)] if fitted and fitted.verdict is Verdict.FITS else []
+        faults = (*faults, *(problem.about(part).within(name) for problem in said))
+        found[found_key(name, part)] = looked
+    for name, own in instances(settings).items():
         template, unread = model_lookup.chat_template(own)
-        found[name] = replace(looked, chat_template=template)
-        faults = (*faults, *(problem.within(name) for problem in (*said, *unread)))
+        found[name] = replace(found[name], chat_template=template)
+        faults = (*faults, *(problem.within(name) for problem in unread))
     return found, faults
 
 
@@ -152,12 +172,13 @@ def _is_open(settings: Settings) -> bool:
     return reference is not None and reference.quant is None and reference.file is None
 
 
-def _reached(instance: Instance, found: Found) -> Found:
+def _reached(own: Settings, probe: Probe, found: Found) -> Found:
     """With what the host is told when it asks for the model."""
-    urls = [file.url for file in instance.model.missing if file.url] if instance.model else []
+    wanted = model.plan(own, probe, found)
+    urls = [file.url for file in wanted.missing if file.url] if wanted else []
     if not urls:
         return found
-    stdin = told({"url": urls[0], **instance.settings.proxy_environment})
+    stdin = told({"url": urls[0], **own.proxy_environment})
     return replace(found, reach=host.get_fact(ModelReach, _stdin=stdin))
 
 
@@ -173,15 +194,15 @@ class _FileOnHost:
         return found or b""
 
 
-def _shaped(instance: Instance, found: Found) -> tuple[Found, tuple[Finding, ...]]:
+def _shaped(own: Settings, probe: Probe, found: Found) -> tuple[Found, tuple[Finding, ...]]:
     """With the shape of a model of which only the host, or a web server, has the header."""
-    wanted = instance.model
+    wanted = model.plan(own, probe, found)
     if found.shape is not None or wanted is None:
         return found, ()
     if wanted.on_host:
         paths = [file.path for file in wanted.parts]
     elif any(not file.blob_stored for file in wanted.parts):
-        if instance.settings.model_reference is not None or wanted.url is None:
+        if own.model_reference is not None or wanted.url is None:
             return found, ()  # the Hub was asked; what was wrong was said
         shape, said = model_lookup.shape_of_url(wanted.url)
         return replace(found, shape=shape), said

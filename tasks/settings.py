@@ -49,7 +49,38 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 
+_REVISION = r"^[\w./-]+$"
 _CACHE_TYPE = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+
+
+def _check_kind(model: str) -> None:
+    # It stands in the unit's file, where a control character could end the line.
+    if model.isprintable() and re.match(r"^(https?://[^\s/]+/\S+|/.+|file:.+)$", model):
+        return
+    try:
+        parse_reference(model)
+    except ValueError as problem:
+        others = "an http(s) URL, an absolute path on the host, or file:PATH on this machine"
+        raise ValueError(f"{problem}; or {others}") from None
+
+
+def _reference(model: str) -> Reference | None:
+    return None if re.match(r"https?://|/|file:", model) else parse_reference(model)
+
+
+def _check_source(model: str, sha256: str | None, sha256_name: str, revision_name: str) -> None:
+    """Whether it is clear which bytes are meant."""
+    _check_kind(model)
+    if model.startswith("http") and sha256 is None:
+        raise ValueError(
+            f"{sha256_name}: a model from a URL needs its SHA-256, so that what is served is "
+            "what was meant"
+        )
+    if _reference(model) is not None and sha256 is not None:
+        raise ValueError(
+            f"{sha256_name}: the Hub tells the SHA-256 of its files; to pin a model of the Hub, "
+            f"set {revision_name} to a commit"
+        )
 
 
 class SettingsError(ValueError):
@@ -58,6 +89,27 @@ class SettingsError(ValueError):
     def __init__(self, faults: Iterable[str]) -> None:
         self.faults = tuple(faults)
         super().__init__("; ".join(self.faults))
+
+
+class Adapter(BaseModel):
+    """A LoRA adapter for a model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    model: str = Field(min_length=1)
+    sha256: Sha256 | None = None
+    revision: str = Field("main", pattern=_REVISION)
+    scale: float = Field(1.0, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_just_its_source(cls, given: Any) -> Any:
+        return {"model": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _from_somewhere(self) -> Adapter:
+        _check_source(self.model, self.sha256, "sha256", "revision")
+        return self
 
 
 class Settings(BaseModel):
@@ -125,7 +177,7 @@ class Settings(BaseModel):
     )
     model_revision: str = Field(
         "main",
-        pattern=r"^[\w./-]+$",
+        pattern=_REVISION,
         description="Branch, tag or commit of the Hub's repository. Always resolved to a commit.",
     )
     model_mmproj: str = Field(
@@ -133,6 +185,23 @@ class Settings(BaseModel):
         min_length=1,
         description="The projector with which a model sees images: `auto` (the repository's, if it "
         "has one), `none`, or a file of the repository.",
+    )
+    model_lora: tuple[Adapter, ...] = Field(
+        (),
+        description="LoRA adapters (GGUF) for the model: each a source as `model` is, or "
+        '`{"model": ..., "scale": 0.5, "sha256": ..., "revision": ...}`.',
+    )
+    model_draft: str | None = Field(
+        None,
+        min_length=1,
+        description="A small model with the same vocabulary that drafts what the model then checks "
+        "(speculative decoding): a source as `model` is.",
+    )
+    model_draft_sha256: Sha256 | None = Field(
+        None, description="SHA-256 of that file, as `model_sha256`."
+    )
+    model_draft_revision: str = Field(
+        "main", pattern=_REVISION, description="Its revision, as `model_revision`."
     )
     model_keep: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
         1,
@@ -483,19 +552,11 @@ class Settings(BaseModel):
                 raise ValueError(f"{name!r} is no environment variable of one line")
         return environment
 
-    @field_validator("model", mode="after")
+    @field_validator("model", "model_draft", mode="after")
     @classmethod
     def _one_of_the_kinds(cls, model: str | None) -> str | None:
-        # It stands in the unit's file, where a control character could end the line.
-        if model is None or (
-            model.isprintable() and re.match(r"^(https?://[^\s/]+/\S+|/.+|file:.+)$", model)
-        ):
-            return model
-        try:
-            parse_reference(model)
-        except ValueError as problem:
-            others = "an http(s) URL, an absolute path on the host, or file:PATH on this machine"
-            raise ValueError(f"{problem}; or {others}") from None
+        if model is not None:
+            _check_kind(model)
         return model
 
     @field_validator("hf_token", mode="after")
@@ -535,16 +596,11 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _contradictions(self) -> Settings:
-        if self.model is not None and self.model.startswith("http") and self.model_sha256 is None:
-            raise ValueError(
-                "model_sha256: a model from a URL needs its SHA-256, so that what is served is "
-                "what was meant"
-            )
-        if self.model_reference is not None and self.model_sha256 is not None:
-            raise ValueError(
-                "model_sha256: the Hub tells the SHA-256 of its files; to pin a model of the Hub, "
-                "set model_revision to a commit"
-            )
+        if self.model is not None:
+            _check_source(self.model, self.model_sha256, "model_sha256", "model_revision")
+        if self.model_draft is not None:
+            names = ("model_draft_sha256", "model_draft_revision")
+            _check_source(self.model_draft, self.model_draft_sha256, *names)
         if self.model_reference is None and self.model_mmproj not in {"auto", "none"}:
             raise ValueError(f"model_mmproj: only for a model on the Hub ({SHAPES})")
         if self.cuda_install_method == "local" and self.cuda_local_installer_url is not None:
@@ -587,9 +643,7 @@ class Settings(BaseModel):
     @property
     def model_reference(self) -> Reference | None:
         """The model on the Hub that is asked for."""
-        if self.model is None or re.match(r"https?://|/|file:", self.model):
-            return None
-        return parse_reference(self.model)
+        return None if self.model is None else _reference(self.model)
 
     @property
     def model_upload(self) -> str | None:
@@ -684,6 +738,35 @@ def instances(settings: Settings) -> dict[str, Settings]:
     return {"": settings, **further}
 
 
+MAIN_PART = ""
+DRAFT_PART = "model_draft"
+LORA_PART = "model_lora"
+
+
+def parts(settings: Settings) -> dict[str, Settings]:
+    """Everything that one llama-server loads, each as if it were the model, by its setting."""
+
+    def as_model(model: str, sha256: str | None, revision: str) -> Settings:
+        own = {"model": model, "model_sha256": sha256, "model_revision": revision}
+        # What else is said of the model, or of its cache, is not said of what comes with it.
+        others = {
+            name: field.default
+            for name, field in Settings.model_fields.items()
+            if name.startswith(("model_", "server_cache_type_")) and name not in OF_THE_HOST
+        }
+        return settings.model_copy(update={**others, **own, "model_mmproj": "none"})
+
+    found = {MAIN_PART: settings}
+    if settings.model_draft is not None:
+        draft = settings.model_draft
+        found[DRAFT_PART] = as_model(
+            draft, settings.model_draft_sha256, settings.model_draft_revision
+        )
+    for number, each in enumerate(settings.model_lora):
+        found[f"{LORA_PART}.{number}"] = as_model(each.model, each.sha256, each.revision)
+    return found
+
+
 def _of_instance(settings: Settings, name: str) -> dict[str, Any]:
     """The host's settings with what an instance has of its own.
 
@@ -756,8 +839,8 @@ def _fault(detail: Any) -> str:
     if not detail["loc"]:
         return message
     name = str(detail["loc"][0])
-    if name == "server_instances":
-        name = ".".join(map(str, detail["loc"][:2]))
+    if name in {"server_instances", "model_lora"}:
+        name = ".".join(map(str, detail["loc"]))
     given = detail["input"]
     message = message[:1].lower() + message[1:]
     if name.startswith(("proxy_", "hf_")) or "://" in str(given):
@@ -776,6 +859,7 @@ _TYPE_NAMES = {
     "SecretStr": "text",
     "int": "number",
     "float": "decimal number",
+    "Adapter": "text or dictionary",
     "bool": "yes or no",
 }
 

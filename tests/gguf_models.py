@@ -458,3 +458,18 @@ MODELS: dict[str, Dimensions] = {
         "nomic-bert", context=2048, more={"attention.causal": False, "pooling_type": 1}
     ),
 }
+
+
+def write_adapter(path: Path, *, width: int = 256, layers: int = 2, rank: int = 4) -> Path:
+    """Write a LoRA adapter for the queries of a llama model; it changes what that says."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(rank))
+    for number in range(layers):
+        name = f"blk.{number}.attn_q.weight"
+        values = np.linspace(-1, 1, width * rank, dtype=np.float32)
+        writer.add_tensor(f"{name}.lora_a", values.reshape(rank, width))
+        writer.add_tensor(f"{name}.lora_b", values.reshape(width, rank))
+    _finish(writer, data=True)
+    return path

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -141,6 +141,10 @@ class Shape:
     weights: Weights
     doubts: tuple[str, ...]
     """Why what is predicted may be wrong."""
+
+    def with_adapters(self, size: int) -> Shape:
+        """With LoRA adapters of so many bytes, which lie where the weights are that they change."""
+        return replace(self, weights=self.weights.scaled(self.weights.total + size))
 
     @property
     def windows(self) -> frozenset[int]:

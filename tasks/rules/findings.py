@@ -39,6 +39,12 @@ class Finding:
             return self
         return replace(self, cause=f"server_instances.{instance}: {self.cause}")
 
+    def about(self, setting: str) -> Finding:
+        """The same, said of what another setting names than `model`."""
+        if not setting:
+            return self
+        return replace(self, cause=f"{setting}: {self.cause.removeprefix('model: ')}")
+
     def __str__(self) -> str:
         parts = [self.cause]
         if self.consequence:

@@ -178,6 +178,11 @@ class Fit:
     doubts: tuple[str, ...]
 
     @property
+    def inner(self) -> Fit:
+        """The same as part of a process whose margins are counted with another part."""
+        return replace(self, shares=tuple(replace(share, margin=0) for share in self.shares))
+
+    @property
     def total(self) -> Memory:
         """Everything together."""
         return sum((share.memory for share in self.shares), Memory())

@@ -101,6 +101,16 @@ class ModelPlan:
     record_path: str = ""
     recorded: bool = False
     has_served: bool = False
+    draft: ModelPlan | None = None
+    """What drafts for it."""
+    adapters: tuple[tuple[ModelPlan, float], ...] = ()
+    """LoRA adapters, each with its scale."""
+
+    @property
+    def everything(self) -> tuple[ModelPlan, ...]:
+        """It and all that is loaded with it."""
+        drafts = (self.draft,) if self.draft else ()
+        return (self, *drafts, *(adapter for adapter, _ in self.adapters))
 
     @property
     def files(self) -> tuple[ModelFile, ...]:

@@ -27,8 +27,9 @@ from tasks.rules.model_record import Removal
 from tasks.rules.nvidia import Stack, installation
 from tasks.rules.nvidia.installation import Installation
 from tasks.rules.server import ServerPlan
-from tasks.settings import Settings
+from tasks.settings import DRAFT_PART, LORA_PART, MAIN_PART, Settings
 from tasks.settings import instances as instances_of
+from tasks.settings import parts as parts_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Instance:
     """None where there is none, or where it could not be looked up."""
     fit: Fit | None
     """Whether the model fits; None where it serves already, or too little is known."""
+    draft_fit: Fit | None
+    """The same of what drafts for it."""
     server: ServerPlan | None
     """None where there is no model to serve."""
 
@@ -75,7 +78,7 @@ class Plan:
     @property
     def models(self) -> tuple[ModelPlan, ...]:
         """Everything that has to be on the host."""
-        return tuple(each.model for each in self.instances if each.model)
+        return _models(self.instances)
 
     @property
     def servers(self) -> tuple[ServerPlan, ...]:
@@ -132,7 +135,7 @@ def make_plan(
     if build_plan is not None:
         findings += build.findings(build_plan, settings, probe)
     instances = _instances(settings, probe, release.name if release else None, gpu, found or {})
-    models = [each.model for each in instances if each.model]
+    models = _models(instances)
     names = [""] if settings.server_router else [each.name for each in instances]
     gone = server.leftovers(probe, [server.unit_of(name) for name in names])
     for each in instances:
@@ -165,6 +168,33 @@ def make_plan(
     )
 
 
+def _models(instances: Iterable[Instance]) -> tuple[ModelPlan, ...]:
+    return tuple(each for one in instances if one.model for each in one.model.everything)
+
+
+def found_key(instance: str, part: str) -> str:
+    """Under which name it is found what was looked up of a part of an instance."""
+    return f"{instance}/{part}" if part else instance
+
+
+def _model(
+    name: str, settings: Settings, probe: Probe, found: Mapping[str, Found]
+) -> ModelPlan | None:
+    """The model of an instance, with what is loaded beside it."""
+
+    def planned(part: str, own: Settings) -> ModelPlan | None:
+        return model.plan(own, probe, found.get(found_key(name, part), Found()))
+
+    made = {part: planned(part, own) for part, own in parts_of(settings).items()}
+    main, draft = made[MAIN_PART], made.get(DRAFT_PART)
+    if main is None:
+        return None
+    loras = (made[f"{LORA_PART}.{number}"] for number in range(len(settings.model_lora)))
+    scaled = zip(loras, settings.model_lora, strict=True)
+    adapters = tuple((each, lora.scale) for each, lora in scaled if each)
+    return replace(main, draft=draft, adapters=adapters)
+
+
 def _instances(
     settings: Settings,
     probe: Probe,
@@ -179,14 +209,14 @@ def _instances(
     awaited = max((seen.awaited for seen in counted if seen), default=0)
     for name, own in wanted.items():
         looked = found.get(name, Found())
-        model_plan = model.plan(own, probe, looked)
+        model_plan = _model(name, own, probe, found)
         server_plan = None
         if model_plan is not None and not settings.server_router:
             among = server.Among(name, awaited)
             server_plan = server.plan(
                 own, probe, model_plan, release, gpu, looked.chat_template, among
             )
-        made.append(Instance(name, own, model_plan, None, server_plan))
+        made.append(Instance(name, own, model_plan, None, None, server_plan))
     if settings.server_router and all(each.model for each in made):
         one = server.router(settings, probe, _routed(made, found), release, gpu)
         made = [replace(each, server=one) for each in made]
@@ -209,14 +239,40 @@ def _fitted(made: list[Instance], probe: Probe, found: Mapping[str, Found]) -> t
     What serves already has shown that it fits; the others have to find room beside it.
     """
     there: list[memory.Neighbour] = []
-    judged: dict[str, Fit | None] = {}
+    judged: dict[str, tuple[Fit | None, Fit | None]] = {}
     for each in sorted(made, key=lambda each: not (each.server and each.server.converged)):
-        fitted = memory.judge(each.settings, probe, found.get(each.name, Found()).shape, there)
-        if fitted is not None and each.server is not None:
-            if fitted.verdict is Verdict.FITS:
-                there.append((each.settings, fitted))
-            judged[each.name] = None if each.server.converged else fitted
-    return tuple(replace(each, fit=judged.get(each.name)) for each in made)
+        if each.server is None or each.model is None:
+            continue
+        main, draft = _fits_of(each, each.model, probe, found, there)
+        if not each.server.converged:
+            judged[each.name] = (main, draft)
+        if main is not None and main.verdict is Verdict.FITS:
+            there.append((each.settings, main))
+            there += [(each.settings, draft.inner)] if draft else []
+    none = (None, None)
+    return tuple(
+        replace(each, fit=judged.get(each.name, none)[0], draft_fit=judged.get(each.name, none)[1])
+        for each in made
+    )
+
+
+def _fits_of(
+    instance: Instance,
+    wanted: ModelPlan,
+    probe: Probe,
+    found: Mapping[str, Found],
+    there: list[memory.Neighbour],
+) -> tuple[Fit | None, Fit | None]:
+    """How a model stands, and what drafts for it, which is part of the same process."""
+    own = instance.settings
+    size = sum(adapter.size or 0 for adapter, _ in wanted.adapters)
+    shape = found.get(instance.name, Found()).shape
+    main = memory.judge(own, probe, shape and shape.with_adapters(size), there)
+    draft = parts_of(own).get(DRAFT_PART)
+    if main is None or draft is None:
+        return main, None
+    looked = found.get(found_key(instance.name, DRAFT_PART), Found())
+    return main, memory.judge(draft, probe, looked.shape, [*there, (own, main.inner)])
 
 
 def _of_instance(
@@ -229,10 +285,15 @@ def _of_instance(
 ) -> Iterator[Finding]:
     """What there is to say about a model and its server."""
     own, name = instance.settings, instance.name
-    looked = found.get(name, Found())
-    said = [*model.findings(own, instance.model, probe, looked.reach)]
-    if instance.fit is not None and instance.model is not None:
-        said += fit.findings(instance.fit, instance.model.name, looked.alternatives)
+    said: list[Finding] = []
+    for part, each in parts_of(own).items():
+        looked = found.get(found_key(name, part), Found())
+        planned = model.plan(each, probe, looked)
+        about = [*model.findings(each, planned, probe, looked.reach)]
+        judged = {MAIN_PART: instance.fit, DRAFT_PART: instance.draft_fit}.get(part)
+        if judged is not None and planned is not None:
+            about += fit.findings(judged, planned.name, looked.alternatives)
+        said += (problem.about(part) for problem in about)
     if not (name and own.server_router):
         said += server.findings(own, probe, gpu, name, gone)
     if release is not None:
@@ -294,12 +355,13 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _instance_rows(instance: Instance) -> list[tuple[str, str]]:
-    settings, table = instance.settings, []
+    settings = instance.settings
+    table: list[tuple[str, str]] = []
     unit = (instance.server.name if instance.server else "").removesuffix(".service")
     if instance.model is not None:
-        table.append(("model", model.sentence(instance.model)))
-    if instance.fit is not None:
-        table.append(("memory", fit.sentence(instance.fit)))
+        table += [("model", model.sentence(each)) for each in instance.model.everything]
+    judged = (instance.fit, instance.draft_fit)
+    table += [("memory", fit.sentence(each)) for each in judged if each]
     if instance.server is not None and not (instance.name and settings.server_router):
         doing = "runs" if instance.server.converged else "start"
         key = ", API key" if instance.server.needs_api_key else ""
@@ -400,10 +462,11 @@ def _instance_json(instance: Instance, plan: Plan) -> dict[str, object]:
             "commit": wanted.hub.commit if wanted.hub else None,
             "files": [
                 {"path": file.path, "sha256": file.sha256, "bytes": file.size}
-                for file in wanted.files
+                for each in wanted.everything
+                for file in each.files
             ],
             "bytes": wanted.size,
-            "fetch": any(file.url for file in wanted.missing),
+            "fetch": any(file.url for file in model.missing(wanted.everything)),
         },
         "memory": judged
         and {

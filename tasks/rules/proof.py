@@ -115,7 +115,9 @@ def _generated(answer: Mapping[str, Any]) -> str | None:
         f"{rate:,.1f}" if isinstance(rate, (int, float)) else "?"
         for rate in (timings.get("predicted_per_second"), timings.get("prompt_per_second"))
     )
-    return f"{generated} generated, {read} read"
+    drafted, taken = timings.get("draft_n"), timings.get("draft_n_accepted")
+    also = f", {taken or 0} of {drafted} drafted tokens taken" if drafted else ""
+    return f"{generated} generated, {read} read{also}"
 
 
 def _embedded(answer: Mapping[str, Any]) -> str | None:
