@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -533,6 +534,17 @@ class Settings(BaseModel):
         if value.startswith("-") or re.search(r"\s", value):
             raise ValueError("must not start with '-' or contain white space")
         return value
+
+    @field_validator("cuda_repo_url", "container_toolkit_repo_url", mode="after")
+    @classmethod
+    def _no_password(cls, url: str) -> str:
+        if "@" in urlsplit(url).netloc:
+            raise ValueError(
+                "must not hold a user or password: everybody on the host could read "
+                "them in apt's sources. Let the mirror know the host by its address, or reach it "
+                "through proxy_apt, which may hold them"
+            )
+        return url
 
     @field_validator("llama_cpp_cmake_args", mode="after")
     @classmethod

@@ -110,6 +110,13 @@ def test_a_bad_value_is_one_clear_line(data: dict[str, Any], part: str) -> None:
 
 def test_a_proxy_that_is_refused_is_not_shown_since_it_may_hold_a_password() -> None:
     assert "secret" not in faults(proxy_https="user:secret@proxy")
+
+
+@pytest.mark.parametrize("name", ["cuda_repo_url", "container_toolkit_repo_url"])
+def test_a_password_that_everybody_could_read_in_apts_sources_is_refused(name: str) -> None:
+    told = faults(**{name: "https://me:secret@mirror/repos"})
+    assert f"{name}: must not hold a user or password" in told
+    assert "secret" not in told
     assert "secret" not in faults(llama_cpp_repo="https://user:secret@host/ x.git")
     assert "secret" not in faults(proxy_https="https://user:secret@host x")
 
