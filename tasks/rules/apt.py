@@ -108,6 +108,10 @@ _SYMPTOMS = tuple(
          "the driver's modules could not be compiled, {log} says why"),
         (r"E: You don't have enough free space in (?P<where>\S+?)\.?$",
          "{where} has too little space"),
+        (r"to '(?P<where>\S+?)(?:\.dpkg-new)?': failed to write \(No space left on device\)",
+         "the disk is full where {where} goes"),
+        (r"No space left on device", "a disk of the host is full (`df -h` there)"),
+        (r"dpkg: error processing (?:archive|package) (?P<what>\S+)", "dpkg stopped at {what}"),
     )
 )  # fmt: skip
 

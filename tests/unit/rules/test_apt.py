@@ -136,6 +136,27 @@ FAULTS = [
         "E: You don't have enough free space in /var/cache/apt/archives/.",
         "/var/cache/apt/archives/ has too little space",
     ),
+    (
+        (
+            "dpkg: error processing archive /var/cache/apt/archives/git_1_amd64.deb (--unpack):\n"
+            " cannot copy extracted data for './usr/lib/git-core/git' to "
+            "'/usr/lib/git-core/git.dpkg-new': failed to write (No space left on device)\n"
+            "E: Sub-process /usr/bin/dpkg returned an error code (1)"
+        ),
+        "the disk is full where /usr/lib/git-core/git goes",
+    ),
+    (
+        "E: Write error - write (28: No space left on device)\nE: IO Error saving source cache",
+        "a disk of the host is full",
+    ),
+    (
+        (
+            "dpkg: error processing package broken (--configure):\n"
+            " installed broken package post-installation script subprocess returned error exit "
+            "status 1\nE: Sub-process /usr/bin/dpkg returned an error code (1)"
+        ),
+        "dpkg stopped at broken",
+    ),
     ("Reading package lists...\nE: Something new", "Something new"),
     ("", "apt failed and said nothing"),
 ]
