@@ -36,6 +36,8 @@ class HubRepository:
     private: bool = False
     token: str | None = None
     """The one that its owner has let in."""
+    small: int = 0
+    """Smaller files are kept in git itself: their SHA-256 is not told."""
 
     @property
     def commit(self) -> str:
@@ -65,10 +67,11 @@ class HubStore:
         gated: bool = False,
         private: bool = False,
         token: str | None = None,
+        small: int = 0,
     ) -> HubRepository:
         """Publish a repository, or another commit of it."""
         hashes = {path: self._store(content) for path, content in files.items()}
-        made = HubRepository(name, hashes, gated, private, token)
+        made = HubRepository(name, hashes, gated, private, token, small)
         others = [each for each in self.read().values() if each.name != name]
         write_whole(self._path, json.dumps([asdict(each) for each in (*others, made)]))
         return made
@@ -119,15 +122,15 @@ class Hub:
             "sha": found.commit,
             "gated": "manual" if found.gated else False,
             "siblings": [
-                {
-                    "rfilename": path,
-                    "size": self._store.size(sha256),
-                    "lfs": {"sha256": sha256, "size": self._store.size(sha256)},
-                }
-                for path, sha256 in found.files.items()
+                self._sibling(path, sha256, found.small) for path, sha256 in found.files.items()
             ],
         }
         return Response(json.dumps(told), mimetype="application/json")
+
+    def _sibling(self, path: str, sha256: str, small: int) -> dict[str, object]:
+        size = self._store.size(sha256)
+        told: dict[str, object] = {"rfilename": path, "size": size}
+        return told if size < small else {**told, "lfs": {"sha256": sha256, "size": size}}
 
     def _file(self, name: str, commit: str, path: str, request: Request) -> Response:
         found = self._store.read().get(name)

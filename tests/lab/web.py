@@ -103,9 +103,12 @@ class Web:
         if request.method not in ("GET", "HEAD"):
             return Response(status=405, headers={"Allow": "GET, HEAD"})
         path = safe_join(str(self._files), request.path.lstrip("/"))
+        kind = "application/octet-stream"
+        if path is not None and request.path.endswith("/"):
+            path, kind = f"{path}/index.html", "text/html"
         if path is None or not Path(path).is_file():
             raise NotFound(f"no file {request.path}")
-        return send_file(path, request.environ, mimetype="application/octet-stream")
+        return send_file(path, request.environ, mimetype=kind)
 
     def _check_client(self, request: Request) -> None:
         # The address of the bridge can be reached from other networks of this machine too.
