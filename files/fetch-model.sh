@@ -2,7 +2,7 @@
 # Downloads files to $INCOMING/SHA256.part, resuming what an earlier try left; hashes while reading.
 # Runs as an unprivileged user in a transient unit; may be killed anywhere and run again.
 # Before it stand: INCOMING, FILES (a line `sha256 bytes name` for each; 0 bytes: not known), KIND and MAGIC
-# (what they are, and the first four bytes of such a file), STALL and PAUSE (seconds). From the environment come URLS (in the same order) and proxies. A token may be in
+# (what they are, and the first four bytes of such a file; empty for any), STALL and PAUSE (seconds). From the environment come URLS (in the same order) and proxies. A token may be in
 # $CREDENTIALS_DIRECTORY/hf-token: it is for the server $TOKEN_SERVER only.
 set -uf
 export LC_ALL=C
@@ -195,7 +195,7 @@ fetch() {
         starts=$((starts + 1))
         if [ $starts -gt 3 ] || { [ "$outcome" = whole ] && [ "$resumed" = 0 ] && [ ! -e "$work/again" ]; }; then
             [ "$outcome" = whole ] || fail "$name cannot be fetched: the connection breaks, and the server cannot go on where it broke"
-            [ "$begins" = "$MAGIC" ] || fail "$name is not $KIND"
+            [ -z "$MAGIC" ] || [ "$begins" = "$MAGIC" ] || fail "$name is not $KIND"
             [ "$size" = 0 ] || [ "$got" = "$size" ] ||
                 fail "$name has $got bytes, not $size; it was removed"
             fail "$name has SHA-256 $actual, not the $sha256 that is asked for; it was removed"

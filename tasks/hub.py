@@ -5,6 +5,7 @@ What was asked is remembered for the run, however many hosts want the same model
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +26,14 @@ from tasks.rules.hub_files import (
     Ranking,
     Reference,
     is_poor,
+    is_weights,
     projector,
+    requantised,
     select,
+    select_source,
 )
+from tasks.rules.making import shape_of_config
+from tasks.rules.quantisation import quantised_types
 
 ENDPOINT = "https://huggingface.co"
 MAX_ANSWER_BYTES = 32 * 1024**2
@@ -86,6 +92,8 @@ class Resolved:
     ranking: Ranking | None
     """Only where the quantisation was left to us."""
     findings: tuple[Finding, ...] = ()
+    config: Mapping[str, Any] | None = None
+    """config.json of one that has to be converted."""
 
 
 class HubError(Exception):
@@ -157,12 +165,43 @@ def resolve(
     is not asked for again if the revision is a commit, and stands in while the Hub is out of reach.
     Raises HubError.
     """
+    return _unless_pinned(
+        reference, revision, pinned, lambda: _looked_up(hub, reference, revision, fits)
+    )
+
+
+def resolve_source(
+    hub: Hub, reference: Reference, revision: str = "main", pinned: HubModel | None = None
+) -> Resolved:
+    """What a quantisation of the model that a reference names is made from.
+
+    Raises HubError.
+    """
+    return _unless_pinned(
+        reference, revision, pinned, lambda: _looked_up_source(hub, reference, revision, pinned)
+    )
+
+
+def file(hub: Hub, repo: str, path: str, revision: str, setting: str) -> HubFile:
+    """One file of a repository, with its SHA-256. Raises HubError."""
+    for each in repository(hub, repo, revision).files:
+        if each.path == path:
+            return _hashed(hub, repo, each)[0] if each.sha256 is None else each
+    raise HubError(error("no-such-file", f"{setting}: {repo} has no file {path}"))
+
+
+def _unless_pinned(
+    reference: Reference,
+    revision: str,
+    pinned: HubModel | None,
+    look_up: Callable[[], Resolved],
+) -> Resolved:
     if pinned is not None and pinned.reference != reference:
         pinned = None
     if pinned is not None and pinned.commit == revision:
         return Resolved(pinned, None, None, None)
     try:
-        return _looked_up(hub, reference, revision, fits)
+        return look_up()
     except HubError as problem:
         if pinned is None or not problem.unreachable:
             raise
@@ -185,6 +224,77 @@ def _looked_up(
         chosen = ranking.chosen or min(tried, key=lambda each: each.size)
     model = HubModel(reference, found.commit, found.gated, chosen, projector(chosen, found.files))
     return _read(hub, model, ranking)
+
+
+def _looked_up_source(
+    hub: Hub, reference: Reference, revision: str, pinned: HubModel | None
+) -> Resolved:
+    found = repository(hub, reference.repo, revision)
+    if pinned is not None and pinned.commit == found.commit:
+        return Resolved(pinned, None, None, None)
+    try:
+        chosen = select_source(reference, found.files)
+    except ChoiceError as problem:
+        raise HubError(problem.finding) from None
+    if found.gated:
+        _check_access(hub, reference.repo, chosen.files[0])
+    if not any(is_weights(each.path) for each in chosen.files):
+        model = HubModel(reference, found.commit, found.gated, chosen, None)
+        resolved = _read(hub, model, None)
+        types = quantised_types(resolved.header) if resolved.header else ()
+        if types:
+            raise HubError(requantised(f"{reference.repo}/{chosen.files[0].path}", types[-1]))
+        return resolved
+    # The Hub tells the SHA-256 of large files only. The small ones are read here, once.
+    files, config = [], None
+    for each in chosen.files:
+        known, content = each, None
+        if each.sha256 is None or each.path == "config.json":
+            known, content = _hashed(hub, reference.repo, each)
+        files.append(known)
+        config = _config(content) if each.path == "config.json" else config
+    model = HubModel(
+        reference, found.commit, found.gated, replace(chosen, files=tuple(files)), None
+    )
+    weights = sum(each.size for each in files if is_weights(each.path))
+    shape = shape_of_config(config, weights) if config else None
+    return Resolved(model, None, shape, None, tuple(_about_token(hub)), config)
+
+
+def _config(content: bytes | None) -> Mapping[str, Any]:
+    try:
+        found = json.loads(content or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _hashed(hub: Hub, repo: str, each: HubFile) -> tuple[HubFile, bytes]:
+    """A small file with its SHA-256, and what is in it."""
+    try:
+        with web.opened(each.url, hub.credential) as response:
+            content = web.body(response, MAX_ANSWER_BYTES + 1)
+    except web.WebError as problem:
+        raise _refused(hub, repo, problem, file=each.path) from None
+    if len(content) > MAX_ANSWER_BYTES or (each.sha256 is None and len(content) != each.size):
+        raise HubError(
+            error(
+                "no-sha256",
+                f"model: the Hub tells no SHA-256 of {repo}/{each.path}, and gives another size",
+                "what is downloaded could not be checked",
+                "Try again later.",
+            )
+        )
+    actual = hashlib.sha256(content).hexdigest()
+    if each.sha256 not in (None, actual):
+        raise HubError(
+            error(
+                "model-sha256",
+                f"model: {repo}/{each.path} has SHA-256 {actual}, not the one that the Hub tells",
+                fix="Try again later.",
+            )
+        )
+    return replace(each, sha256=actual), content
 
 
 def _read(hub: Hub, model: HubModel, ranking: Ranking | None) -> Resolved:

@@ -173,8 +173,8 @@ def _originals(
     record = model.pinned(settings, probe)
     known = {each.path: each for each in record.originals} if record else {}
     try:
-        originals = tuple(_original(path, known.get(str(path))) for path in paths)
-        header = merge(read_header(_LocalFile(path)) for path in paths)
+        originals = tuple(original(path, known.get(str(path))) for path in paths)
+        header = merge(read_header(LocalFile(path)) for path in paths)
         shape = None if adapter else shape_of(header)
     except OSError as problem:
         return Found(), (
@@ -202,7 +202,7 @@ def _originals(
     return Found(originals=originals, shape=shape), said
 
 
-def _original(path: Path, known: Original | None) -> Original:
+def original(path: Path, known: Original | None) -> Original:
     """A file with its SHA-256, which the host may remember of an unchanged one."""
     stat = path.stat()
     if known is not None and (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
@@ -218,7 +218,7 @@ def _original(path: Path, known: Original | None) -> Original:
     return Original(str(path), stat.st_size, stat.st_mtime_ns, _hashes[key])
 
 
-class _LocalFile:
+class LocalFile:
     """A file of this machine, of which ranges are read."""
 
     def __init__(self, path: Path) -> None:
@@ -240,7 +240,7 @@ def shape_of_url(url: str) -> tuple[Shape | None, tuple[Finding, ...]]:
     try:
         return _shape_of((web.RemoteFile(url),)), ()
     except (GgufError, web.WebError) as problem:
-        return None, (_unread(web.shown(url), problem),)
+        return None, (unread(web.shown(url), problem),)
 
 
 def shape_of_sources(
@@ -250,8 +250,9 @@ def shape_of_sources(
     try:
         return _shape_of(sources), ()
     except GgufError as problem:
-        return None, (_unread(name, problem),)
+        return None, (unread(name, problem),)
 
 
-def _unread(name: str, problem: Exception) -> Finding:
+def unread(name: str, problem: Exception) -> Finding:
+    """What to say of a header that could not be read."""
     return warning("header-unread", f"model: {name}: {problem}", "whether it fits is not known")

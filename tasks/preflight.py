@@ -10,10 +10,11 @@ from typing import NoReturn
 import click
 from pyinfra import host
 
-from tasks import model_lookup, upstream
+from tasks import model_lookup, source_lookup, upstream
 from tasks.facts.file_range import FileRange
 from tasks.facts.probe import HostProbe
 from tasks.facts.reach import ModelReach
+from tasks.facts.source_folder import SourceFolder
 from tasks.facts.told import told
 from tasks.operations.lock import held
 from tasks.operations.shell import abandon, complain
@@ -21,9 +22,11 @@ from tasks.probe import APT_PENDING, DRIVER_MARK, Probe
 from tasks.rules import memory, model, server
 from tasks.rules.findings import Finding, Severity, error
 from tasks.rules.fit import Verdict
-from tasks.rules.model import Found
+from tasks.rules.making import Folder
+from tasks.rules.model import Found, part_paths
 from tasks.rules.plan import Plan, as_json, found_key, make_plan, rows, watched_packages
 from tasks.settings import LORA_PART, Settings, SettingsError, instances, load, parts
+from tasks.source_lookup import OnHost
 
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
@@ -154,8 +157,12 @@ def _found(settings: Settings, probe: Probe) -> tuple[dict[str, Found], tuple[Fi
     ]
     for name, part, own in sorted(wanted, key=lambda each: _is_open(each[2])):
         is_adapter = part.startswith(LORA_PART)
-        looked, said = model_lookup.resolve(own, probe, there, is_adapter)
-        fitted = memory.judge(own, probe, looked.shape, there)
+        if own.model_quantize is not None:
+            looked, said = source_lookup.resolve(own, probe, OnHost(_listed, _FileOnHost))
+        else:
+            looked, said = model_lookup.resolve(own, probe, there, is_adapter)
+        shape = model.shape_of(model.plan(own, probe, looked), looked)
+        fitted = memory.judge(own, probe, shape, there)
         there += [(own, fitted)] if fitted and fitted.verdict is Verdict.FITS else []
         faults = (*faults, *(problem.about(part).within(name) for problem in said))
         found[found_key(name, part)] = looked
@@ -169,7 +176,8 @@ def _found(settings: Settings, probe: Probe) -> tuple[dict[str, Found], tuple[Fi
 def _is_open(settings: Settings) -> bool:
     """Whether the best quantisation that fits is asked for."""
     reference = settings.model_reference
-    return reference is not None and reference.quant is None and reference.file is None
+    bare = reference is not None and reference.quant is None and reference.file is None
+    return bare and settings.model_quantize is None
 
 
 def _reached(own: Settings, probe: Probe, found: Found) -> Found:
@@ -180,6 +188,10 @@ def _reached(own: Settings, probe: Probe, found: Found) -> Found:
         return found
     stdin = told({"url": urls[0], **own.proxy_environment})
     return replace(found, reach=host.get_fact(ModelReach, _stdin=stdin))
+
+
+def _listed(path: str) -> Folder | None:
+    return host.get_fact(SourceFolder, path=path, parts=part_paths(path))
 
 
 class _FileOnHost:
@@ -197,8 +209,8 @@ class _FileOnHost:
 def _shaped(own: Settings, probe: Probe, found: Found) -> tuple[Found, tuple[Finding, ...]]:
     """With the shape of a model of which only the host, or a web server, has the header."""
     wanted = model.plan(own, probe, found)
-    if found.shape is not None or wanted is None:
-        return found, ()
+    if found.shape is not None or wanted is None or wanted.to_make:
+        return found, ()  # of one that is to be made its source was looked at
     if wanted.on_host:
         paths = [file.path for file in wanted.parts]
     elif any(not file.blob_stored for file in wanted.parts):

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from tasks.rules.hub_files import SHAPES, Reference, parse_reference
+from tasks.rules.quantisation import quantisation
 
 LLAMA_CPP_COMMIT = "0c1e57098bba43ac29e6e3b677cdceebdd22334f"
 """The commit that a release of this software was tested with."""
@@ -213,6 +214,45 @@ class Settings(BaseModel):
         24 * 3600,
         description="A download that takes longer is stopped, and resumed by the next "
         "run. Seconds.",
+    )
+
+    model_quantize: str | None = Field(
+        None,
+        description="Make this quantisation of the model on the host (`Q4_K_M`, `Q8_0`, ...): from "
+        "a repository or a folder of the host with safetensors, or from a GGUF in F16, BF16 or "
+        "F32. Unset: the model is served as it is.",
+    )
+    model_imatrix: str | None = Field(
+        None,
+        description="Importance matrix for `model_quantize`: `user/repo/file` on the Hub, an "
+        "http(s) URL, an absolute path on the host, or `file:PATH` on this machine.",
+    )
+    model_imatrix_sha256: Sha256 | None = Field(
+        None, description="SHA-256 of that file, 64 hex digits. Needed for a URL."
+    )
+    model_quantize_timeout_seconds: Annotated[int, Field(ge=60)] = Field(
+        24 * 3600, description="Converting and quantising that takes longer is stopped. Seconds."
+    )
+    model_convert_index_url: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="Package index that the Python packages of the conversion come from, which "
+        "are pinned by hash. Unset: that of the host's pip.",
+    )
+    model_convert_torch_base_url: str = Field(
+        "https://download.pytorch.org/whl/cpu",
+        pattern=r"^https?://\S+$",
+        description="Where builds of PyTorch for the CPU are, or a mirror of them. Used where the "
+        "distribution's own is too old.",
+    )
+    model_convert_torch_url: str | None = Field(
+        None,
+        pattern=r"^https?://\S+\.whl$",
+        description="A build of PyTorch of your own choice, for the host's python3. Unset: the "
+        "distribution's, else one that is known by hash.",
+    )
+    model_convert_torch_sha256: Sha256 | None = Field(
+        None, description="SHA-256 of that file, 64 hex digits."
     )
 
     # Hugging Face Hub
@@ -571,6 +611,27 @@ class Settings(BaseModel):
             _check_kind(model)
         return model
 
+    @field_validator("model_quantize", mode="after")
+    @classmethod
+    def _is_made(cls, name: str | None) -> str | None:
+        return quantisation(name).name if name is not None else None
+
+    @field_validator("model_imatrix", mode="after")
+    @classmethod
+    def _one_of_the_kinds_too(cls, imatrix: str | None) -> str | None:
+        if imatrix is None or (
+            imatrix.isprintable()
+            and re.fullmatch(
+                r"https?://[^\s/]+/\S+|/.+|file:.+|[\w.-]+/[\w.-]+(?:/(?!\.\.?(?:/|$))[^/\s]+)+",
+                imatrix,
+            )
+        ):
+            return imatrix
+        raise ValueError(
+            "must be user/repo/file, an http(s) URL, an absolute path on the host, or file:PATH on "
+            "this machine"
+        )
+
     @field_validator("hf_token", mode="after")
     @classmethod
     def _goes_into_a_header(cls, token: SecretStr | None) -> SecretStr | None:
@@ -615,6 +676,7 @@ class Settings(BaseModel):
             _check_source(self.model_draft, self.model_draft_sha256, *names)
         if self.model_reference is None and self.model_mmproj not in {"auto", "none"}:
             raise ValueError(f"model_mmproj: only for a model on the Hub ({SHAPES})")
+        self._check_making()
         if self.cuda_install_method == "local" and self.cuda_local_installer_url is not None:
             if self.cuda_version is None:
                 raise ValueError(
@@ -651,6 +713,22 @@ class Settings(BaseModel):
                 "loopback an API key is required"
             )
         return self
+
+    def _check_making(self) -> None:
+        imatrix, torch = self.model_imatrix, self.model_convert_torch_url
+        if self.model_quantize is None and imatrix is not None:
+            raise ValueError("model_imatrix: only for model_quantize, which is not set")
+        if self.model_quantize is not None and self.model_mmproj not in {"auto", "none"}:
+            raise ValueError("model_mmproj: a model that is quantised here has no projector")
+        is_url = self.model is not None and self.model.startswith("http")
+        if self.model_quantize is not None and self.model_sha256 is not None and not is_url:
+            raise ValueError("model_sha256: with model_quantize only for a URL")
+        if imatrix and imatrix.startswith("http") and self.model_imatrix_sha256 is None:
+            raise ValueError("model_imatrix_sha256: a file from a URL needs its SHA-256")
+        if (torch is None) != (self.model_convert_torch_sha256 is None):
+            raise ValueError(
+                "model_convert_torch_url: it and model_convert_torch_sha256 need each other"
+            )
 
     @property
     def model_reference(self) -> Reference | None:
@@ -722,7 +800,17 @@ def load(data: Mapping[str, Any]) -> Settings:
 
 
 OF_THE_HOST = frozenset(
-    {"model_keep", "model_download_timeout_seconds", "server_instances", "server_router"}
+    {
+        "model_convert_index_url",
+        "model_convert_torch_base_url",
+        "model_convert_torch_sha256",
+        "model_convert_torch_url",
+        "model_download_timeout_seconds",
+        "model_keep",
+        "model_quantize_timeout_seconds",
+        "server_instances",
+        "server_router",
+    }
 )
 """Settings that stand once for all llama-servers, although their names begin as one's own do."""
 

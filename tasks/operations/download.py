@@ -15,13 +15,14 @@ _SCRIPT = (Path(__file__).parents[2] / "files" / "fetch-model.sh").read_text()
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is meant to be, and the four bytes that it begins with then."""
+    """What a file is meant to be, and the four bytes that it begins with then, if it has any."""
 
     name: str
     magic: bytes
 
 
 GGUF = Kind("a GGUF file", b"GGUF")
+ANY = Kind("a file", b"")
 DEBIAN_PACKAGE = Kind("a Debian package", b"!<ar")
 
 

@@ -11,10 +11,10 @@ from pyinfra.api.command import FileUploadCommand, PyinfraCommand
 
 from tasks import probe as at
 from tasks.operations import shell
-from tasks.operations.download import GGUF, Download, Wanted
+from tasks.operations.download import ANY, GGUF, Download, Wanted
 from tasks.operations.job import Job, finished
 from tasks.rules.model import ModelFile, ModelPlan
-from tasks.rules.model_record import Removal
+from tasks.rules.model_record import Record, Removal
 from tasks.settings import Settings
 
 _VERIFY = """
@@ -43,7 +43,7 @@ def fetched(
         files=[
             Wanted(file.sha256 or "", file.name, file.url or "", file.size or 0) for file in files
         ],
-        kind=GGUF,
+        kind=GGUF if all(file.name.endswith(".gguf") for file in files) else ANY,
         folder=at.INCOMING,
         user=at.WORKER_USER,
         secrets=secrets,
@@ -53,19 +53,21 @@ def fetched(
 
 
 @operation()
-def copied(files: tuple[ModelFile, ...]) -> Generator[PyinfraCommand, None, None]:
-    """Copy files from this machine, each of them checked."""
+def copied(
+    files: tuple[ModelFile, ...], folder: str = at.BLOBS
+) -> Generator[PyinfraCommand, None, None]:
+    """Copy files from this machine to a folder of the host, each of them checked."""
     for file in files:
         assert file.original is not None
-        # In the store itself, where root alone gets, under a name that is no blob's.
-        new = f"{at.BLOBS}/.{file.sha256}.copy"
-        yield shell.command(f"install -d -m 755 {at.MODELS} {at.BLOBS}; rm -rf {new}")
+        # Where root alone gets; in the store under a name that is no blob's.
+        new = f"{folder}/.{file.sha256}.copy"
+        yield shell.command(f"install -d -m 755 {at.STATE} {at.MODELS} {folder}; rm -rf {new}")
         yield FileUploadCommand(file.original, new)
         yield shell.command(
             f'actual=$(sha256sum <{new} | cut -c1-64); [ "$actual" = {file.sha256} ] || '
             f"{{ rm -f {new}; echo {shlex.quote(file.name)} changed while it was copied >&2; "
             f"exit 1; }}\nchown root:root {new}; chmod 644 {new}; sync {new}\n"
-            f"mv -T {new} {file.blob}"
+            f"mv -T {new} {folder}/{file.sha256}"
         )
 
 
@@ -76,13 +78,8 @@ def stored(model: ModelPlan) -> Generator[PyinfraCommand, None, None]:
     Under a final name there is always a whole file with the right SHA-256, or none.
     """
     assert model.record is not None
-    yield shell.command("\n".join(map(_hand_over, model.files)))
-    record, new = model.record_path, f"{model.record_path}.new"
-    yield shell.command(
-        f"mkdir -p {at.RECORDS} && printf '%s\\n' {shlex.quote(model.record.as_json())} >{new} && "
-        f"chmod 644 {new} && touch -d @0 {new} && "
-        f"{{ [ ! -e {record} ] || touch -r {record} {new}; }} && mv -T {new} {record}"
-    )
+    yield shell.command("\n".join(map(hand_over, model.files)))
+    yield shell.command(keep(model.record_path, model.record))
 
 
 @operation()
@@ -105,7 +102,10 @@ def removal_script(removal: Removal) -> str:
     """
     blobs = [f"{at.BLOBS}/{sha256}" for sha256 in removal.blobs]
     partials = [f"{at.INCOMING}/{sha256}.part" for sha256 in removal.partials]
+    # What a work that was given up has left beside them.
+    work = f"rm -rf {at.INCOMING}/making-*" if partials else ""
     return f"""
+{work}
 set -- {shlex.join([*blobs, *partials])}
 for file; do
   if grep -qsF -- "$file" /proc/[0-9]*/maps ||
@@ -140,7 +140,17 @@ def verified(model: ModelPlan, settings: Settings) -> Generator[PyinfraCommand, 
     )
 
 
-def _hand_over(file: ModelFile) -> str:
+def keep(path: str, record: Record) -> str:
+    """Shell that writes a record, whose time stays that at which its model served last."""
+    new = f"{path}.new"
+    return (
+        f"mkdir -p {at.RECORDS} && printf '%s\\n' {shlex.quote(record.as_json())} >{new} && "
+        f"chmod 644 {new} && touch -d @0 {new} && "
+        f"{{ [ ! -e {path} ] || touch -r {path} {new}; }} && mv -T {new} {path}"
+    )
+
+
+def hand_over(file: ModelFile) -> str:
     """Shell that moves a checked file into the store and links its name to it."""
     part, blob, path = f"{at.INCOMING}/{file.sha256}.part", file.blob, shlex.quote(file.path)
     folder = shlex.quote(posixpath.dirname(file.path))

@@ -19,7 +19,7 @@ from tasks.rules.findings import Finding, error, warning
 from tasks.rules.nvidia import Stack
 from tasks.rules.space import Need
 from tasks.rules.tables import Backend, BuildCost, BuildOption
-from tasks.settings import Settings
+from tasks.settings import Settings, instances
 
 GIB = 1024**3
 
@@ -177,6 +177,13 @@ def cache_pair(settings: Settings) -> str:
     return f"{settings.server_cache_type_k or 'f16'}-{settings.server_cache_type_v or 'f16'}"
 
 
+def targets(settings: Settings) -> tuple[str, ...]:
+    """Programs to build: what is asked for, and what other settings need."""
+    quantises = any(own.model_quantize is not None for own in instances(settings).values())
+    made = ("llama-quantize",) if quantises else ()
+    return tuple(dict.fromkeys((*settings.llama_cpp_targets, *made)))
+
+
 def inputs(
     settings: Settings, probe: Probe, source: Source, gpu: Stack | None = None
 ) -> dict[str, Any]:
@@ -184,7 +191,7 @@ def inputs(
     compiler = probe.compilers.get("g++")
     found: dict[str, Any] = {
         "commit": source.commit,
-        "targets": sorted(settings.llama_cpp_targets),
+        "targets": sorted(targets(settings)),
         "options": options(settings, probe, gpu),
         "compiler": f"g++ {compiler}" if compiler else None,
         "glibc": str(probe.glibc),
@@ -223,7 +230,7 @@ def plan(settings: Settings, probe: Probe, source: Source, gpu: Stack | None = N
     needed = {each.name for each in _ours(settings, probe, gpu) if each.needed}
     return BuildPlan(
         source=source,
-        targets=settings.llama_cpp_targets,
+        targets=targets(settings),
         options=wanted["options"],
         backend=backend,
         toolkit_root=toolkit_root(gpu),

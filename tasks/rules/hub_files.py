@@ -435,6 +435,118 @@ def projector(candidate: Candidate, files: Iterable[HubFile]) -> HubFile | None:
     return best[1] if best else None
 
 
+# What a model is made from
+
+_WEIGHTS = ".safetensors"
+_BESIDE_WEIGHTS = re.compile(
+    r"[^/]+\.json|[^/]+\.(?:model|tiktoken|jinja)|(?:merges|vocab)\.txt|[0-9]_\w+/config\.json"
+)
+"""What convert_hf_to_gguf.py looks at beside the weights: no code, and nothing that holds any."""
+_TOKENIZERS = re.compile(
+    r"tokenizer\.json|tokenizer\.model|spiece\.model|vocab\.(?:json|txt)|tekken\.json|.+\.tiktoken"
+)
+_PLAIN_ORDER = ("BF16", "F16", "F32")
+"""Of a model in several, the first: most are published in BF16, and F32 is only larger."""
+
+
+def is_weights(path: str) -> bool:
+    """Whether a file holds weights that have to be converted."""
+    return path.endswith(_WEIGHTS)
+
+
+def source_names(where: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Files of a folder or repository that a GGUF is converted from, by their names alone.
+
+    Raises ChoiceError for one that is not whole; nothing where there are no weights.
+    """
+    there = tuple(names)
+    weights = sorted(name for name in there if is_weights(name) and "/" not in name)
+    # Beside them lie adapters, and the same weights once more in Mistral's own names.
+    weights = [name for name in weights if name.startswith("model")] or weights
+    if not weights:
+        return ()
+    parts = {name: _PART.fullmatch(name[: -len(_WEIGHTS)]) for name in weights}
+    for part in (found for found in parts.values() if found is not None):
+        count = int(part["count"])
+        numbers = {int(other["number"]) for other in parts.values() if other is not None}
+        gone = [number for number in range(1, min(count, 1000) + 1) if number not in numbers]
+        if gone:
+            shown = _listed([str(number) for number in gone], most=8)
+            raise ChoiceError(
+                error(
+                    "model-incomplete",
+                    f"model: {where} lacks part {shown} of its weights",
+                    "they are converted only whole",
+                )
+            )
+    if "config.json" not in there:
+        raise ChoiceError(
+            error(
+                "no-config",
+                f"model: {where} has weights, but no config.json",
+                "nothing says what model they are of",
+                "Name the repository of the whole model: adapters and parts of one have none.",
+            )
+        )
+    if not any(_TOKENIZERS.fullmatch(name) for name in there):
+        raise ChoiceError(
+            error(
+                "no-tokenizer",
+                f"model: {where} has weights, but no tokenizer (tokenizer.json, tokenizer.model)",
+                "a GGUF holds both",
+                "Name a repository that has both, or put the tokenizer of its base model beside "
+                "the weights, in a folder of your own.",
+            )
+        )
+    beside = (name for name in there if _BESIDE_WEIGHTS.fullmatch(name))
+    return (*weights, *sorted(beside))
+
+
+def select_source(reference: Reference, files: Sequence[HubFile]) -> Candidate:
+    """What a quantisation is made from.
+
+    Of a bare repository its GGUF that nothing was taken from yet, or else its weights, with what
+    belongs to them. Raises ChoiceError.
+    """
+    if reference.quant is not None or reference.file is not None:
+        chosen = select(reference, files)[0]
+        if chosen.quant not in (None, *_PLAIN_ORDER):
+            raise ChoiceError(requantised(str(reference), chosen.quant or ""))
+        return chosen
+    found = candidates(files)
+    whole = [each for each in found if not each.missing and all(file.sha256 for file in each.files)]
+    for quant in _PLAIN_ORDER:
+        for each in whole:
+            if each.quant == quant:
+                return each
+    names = source_names(reference.repo, (file.path for file in files))
+    if names:
+        by_name = {file.path: file for file in files}
+        name = posixpath.basename(reference.repo)
+        return Candidate(name, None, tuple(by_name[name] for name in names))
+    if found:
+        labels = _listed(list(dict.fromkeys(each.label for each in found)))
+        raise ChoiceError(requantised(reference.repo, labels))
+    raise ChoiceError(
+        error(
+            "no-source",
+            f"model: {reference.repo} has neither safetensors nor a GGUF in F16, BF16 or F32",
+            "there is nothing to quantise",
+            "Name the repository that the model was published in first.",
+        )
+    )
+
+
+def requantised(name: str, has: str) -> Finding:
+    """What to say of a model that is quantised already."""
+    return error(
+        "requantising",
+        f"model: {name} is quantised already ({has}), and model_quantize would do it again",
+        "each time takes something away: it would be worse than its size allows",
+        "Take out model_quantize to serve it as it is, or start from its BF16, F16 or safetensors.",
+    )
+
+
 # What to say
 
 

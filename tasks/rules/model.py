@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from tasks import probe as at
 from tasks.probe import Probe
-from tasks.rules import model_record
+from tasks.rules import making, model_record
 from tasks.rules.architecture import Shape
 from tasks.rules.findings import Finding, error
 from tasks.rules.hub_files import HubFile, HubModel
-from tasks.rules.model_record import Original, Record
+from tasks.rules.making import Folder, Ingredient, Making
+from tasks.rules.model_record import Made, Original, Record
 from tasks.rules.space import Need
 from tasks.settings import Settings
 
@@ -22,6 +24,8 @@ GGUF_MAGIC = "47475546"
 """`GGUF`, the first four bytes of every model file that llama.cpp reads."""
 
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+_PLAIN = re.compile(r"[-._](?:b?f16|f32)(?=$|-\d{5}-of-)|-\d{5}-of-\d{5}$", re.IGNORECASE)
+"""In a file's name: what the quantisation takes the place of."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ class Found:
     """What server_chat_template_file holds."""
     reach: Reach | None = None
     """None where the host was not asked."""
+    config: Mapping[str, Any] | None = None
+    """config.json of one that has to be converted."""
+    folder: Folder | None = None
+    """What it is made from, where that is on the host."""
+    imatrix: Ingredient | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,8 @@ class ModelPlan:
     record_path: str = ""
     recorded: bool = False
     has_served: bool = False
+    making: Making | None = None
+    """For one that has to be made first, or was: from what, and how."""
     draft: ModelPlan | None = None
     """What drafts for it."""
     adapters: tuple[tuple[ModelPlan, float], ...] = ()
@@ -138,10 +149,24 @@ class ModelPlan:
         return self.record.hub if self.record else None
 
     @property
+    def identity(self) -> tuple[str, ...]:
+        """What it cannot change without being another model."""
+        if self.making is not None:
+            return (self.making.key,)
+        return tuple(file.sha256 or "" for file in self.files)
+
+    @property
+    def to_make(self) -> bool:
+        """Whether it has to be made."""
+        return self.making is not None and not self.stored
+
+    @property
     def missing(self) -> tuple[ModelFile, ...]:
-        """Files whose bytes the store lacks, each content once."""
+        """Files that have to be brought to the host, each content once."""
         if self.on_host:
             return ()
+        if self.making is not None:
+            return _to_bring(self.making) if self.to_make else ()
         return tuple({file.sha256: file for file in self.files if not file.blob_stored}.values())
 
     @property
@@ -190,6 +215,8 @@ def plan(settings: Settings, probe: Probe, found: Found | None = None) -> ModelP
     found = found or Found()
     if model is None:
         return None
+    if settings.model_quantize is not None:
+        return _made(settings, probe, found)
     if model.startswith("/"):
         return _on_host(model, sha256, probe)
     if settings.model_upload is not None:
@@ -260,6 +287,87 @@ def _of_hub(settings: Settings, probe: Probe, hub: HubModel) -> ModelPlan:
     return _kept(settings, probe, name, parts, Record(settings.model or "", {}, hub), projector)
 
 
+def _to_bring(made: Making) -> tuple[ModelFile, ...]:
+    """What has to be on the host before work begins."""
+    if made.worked:
+        return ()
+    lacking = {
+        each.sha256: ModelFile(each.name, each.sha256, each.size, each.url, each.original)
+        for each in made.ingredients
+        if each.path is None and not each.stored
+    }
+    return tuple(lacking.values())
+
+
+def _ingredients(settings: Settings, found: Found) -> tuple[tuple[Ingredient, ...], str]:
+    """What a model is made from, and what that is called."""
+    wanted, hub, folder = settings.model or "", found.hub, found.folder
+    if folder is not None:
+        on_host = (
+            Ingredient(each.name, each.size, path=f"{folder.path}/{each.name}", mtime=each.mtime)
+            for each in folder.files
+        )
+        return tuple(on_host), posixpath.basename(wanted.rstrip("/"))
+    if hub is not None:
+        name = posixpath.basename(hub.candidate.name)
+        files = hub.candidate.files
+        return tuple(
+            Ingredient(each.path, each.size, each.sha256, each.url) for each in files
+        ), name
+    if found.originals:
+        paths = [each.path for each in found.originals]
+        home = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+        uploaded = (
+            Ingredient(
+                posixpath.relpath(each.path, home), each.size, each.sha256, original=each.path
+            )
+            for each in found.originals
+        )
+        return tuple(uploaded), posixpath.basename(wanted.removeprefix("file:").rstrip("/"))
+    if wanted.startswith("http"):
+        name = file_name(wanted)
+        size = found.reach.size if found.reach else None
+        return (Ingredient(name, size, settings.model_sha256, url=wanted),), name
+    return (), ""
+
+
+def _made(settings: Settings, probe: Probe, found: Found) -> ModelPlan | None:
+    """A model that is made on the host, or was."""
+    sources, origin = _ingredients(settings, found)
+    if not sources or (settings.model_imatrix is not None and found.imatrix is None):
+        return None
+    made = making.make(settings, probe, sources, found.imatrix, found.config)
+    stem = _PLAIN.sub("", _harmless(origin).removesuffix(".gguf"))
+    name = f"{stem or 'model'}-{made.quantisation.name}.gguf"
+    path = f"{at.MODELS}/made/{made.key[:12]}/{name}"
+    before = pinned(settings, probe)
+    if before is None or before.made is None or before.made.key != made.key:
+        before = None
+    record = before or Record(
+        f"{_shown(settings.model or '')} in {made.quantisation.name}",
+        {path: ""},
+        found.hub,
+        found.originals,
+        Made(made.key, made.quantisation.name),
+    )
+    sha256 = record.files.get(path) or None
+    size = probe.blobs.get(sha256) if sha256 else None
+    file = ModelFile(path, sha256, size or made.size, blob_stored=size is not None)
+    if sha256 is not None:
+        file = replace(file, linked=probe.links.get(path) == file.target)
+    record_path = model_record.path_of(settings)
+    time, _ = probe.records.get(record_path, (0, ""))
+    return ModelPlan(
+        name=name,
+        parts=(file,),
+        record=record,
+        record_path=record_path,
+        recorded=before is not None,
+        has_served=before is not None and time > 0,
+        making=made,
+    )
+
+
 def _file(
     probe: Probe,
     path: str,
@@ -301,6 +409,13 @@ def _kept(
     )
 
 
+def shape_of(model: ModelPlan | None, found: Found) -> Shape | None:
+    """What it is like, or will be once it is made."""
+    if model is not None and model.making is not None and model.to_make:
+        return making.shape(model.making, found.shape)
+    return found.shape
+
+
 def pinned(settings: Settings, probe: Probe) -> Record | None:
     """The record of the wanted model, if all that it tells of is whole on the host."""
     record = _recorded(settings, probe)
@@ -329,6 +444,8 @@ def findings(
     if model.on_host:
         yield from _path_findings(wanted, model, probe)
         return
+    if model.making is not None and model.to_make:
+        yield from making.findings(settings, model.making, probe)
     if wanted.startswith("http") and len(part_paths(file_name(wanted))) > 1:
         yield error(
             "model-incomplete",
@@ -343,6 +460,9 @@ def findings(
 
 def sentence(model: ModelPlan) -> str:
     """What is done about it, for people."""
+    if model.making is not None and model.to_make:
+        fetched = sum(file.size or 0 for file in model.missing)
+        return making.sentence(model.making, model.name, fetched)
     size = f"{model.size / 1e6:,.1f} MB" if model.size else "size unknown"
     count = f", {len(model.files)} files" if len(model.files) > 1 else ""
     hub = model.hub
@@ -385,7 +505,11 @@ def _reach_findings(model: ModelPlan, reach: Reach) -> Iterator[Finding]:
             f"model: the host cannot get {model.url}: {reach.error}",
             fix="Check the address, and proxy_http/proxy_https if the host needs a proxy.",
         )
-    elif reach.magic is not None and reach.magic != GGUF_MAGIC:
+    elif (
+        reach.magic is not None
+        and reach.magic != GGUF_MAGIC
+        and not (model.making is not None and model.making.converts)
+    ):
         yield _not_gguf(model.url or model.path, reach.magic)
 
 
@@ -394,9 +518,13 @@ def missing(models: Iterable[ModelPlan]) -> tuple[ModelFile, ...]:
     return tuple({file.sha256: file for each in models for file in each.missing}.values())
 
 
-def needs(models: Iterable[ModelPlan], probe: Probe) -> Iterator[Need]:
+def needs(models: Sequence[ModelPlan], probe: Probe) -> Iterator[Need]:
     """Disk space that their files take."""
-    for file in missing(models):
+    kept = [each for each in models if each.making is None]
+    for each in models:
+        if each.making is not None and each.to_make:
+            yield from making.needs(each.making, probe)
+    for file in missing(kept):
         if file.size and file.sha256:
             lacking = max(0, file.size - probe.partials.get(file.sha256, 0))
             yield Need(at.STATE, lacking, file.name)

@@ -29,6 +29,22 @@ class Original:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What a model was made from on the host, and how."""
+
+    key: str
+    """Of everything that it depends on."""
+    quantization: str
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Name to SHA-256."""
+    converted: bool = False
+    imatrix: str | None = None
+    """SHA-256 of the importance matrix."""
+    llama_cpp: str = ""
+    """Commit of the tools."""
+
+
+@dataclass(frozen=True)
 class Record:
     """A model that a host was given."""
 
@@ -38,6 +54,7 @@ class Record:
     """Path to SHA-256."""
     hub: HubModel | None = None
     originals: tuple[Original, ...] = ()
+    made: Made | None = None
     told_sizes: Mapping[str, int] = field(default_factory=dict)
     """SHA-256 to bytes, as a web server told them."""
 
@@ -104,7 +121,10 @@ def path_of(settings: Settings) -> str:
     Another revision or projector is another model: where the Hub cannot be asked, one must not
     stand in for the other.
     """
-    named = (settings.model, settings.model_sha256, settings.model_revision, settings.model_mmproj)
+    named = (
+        *(settings.model, settings.model_sha256, settings.model_revision, settings.model_mmproj),
+        *(settings.model_quantize, settings.model_imatrix, settings.model_imatrix_sha256),
+    )
     key = hashlib.sha256("\n".join(each or "" for each in named).encode()).hexdigest()[:16]
     return f"{at.RECORDS}/{key}.json"
 
@@ -120,12 +140,17 @@ def read(told: Mapping[str, tuple[int, str]]) -> tuple[Kept, ...]:
 
 
 def removal(
-    wanted: Mapping[str, Record], probe: at.Probe, keep: int | str, protected: Iterable[str] = ()
+    wanted: Mapping[str, Record],
+    probe: at.Probe,
+    keep: int | str,
+    protected: Iterable[str] = (),
+    awaited: Iterable[str] = (),
 ) -> Removal:
     """What is neither one of the wanted models' nor one of the last ones before them.
 
     wanted is the records of all that is to be served, by path. What no record tells of is not
     touched; neither is a file whose path stands in protected, such as the servers' arguments.
+    awaited are downloads that a wanted model is still to be made from.
     """
     others = [each for each in read(probe.records) if each.path not in wanted]
     # What never served is nothing to go back to.
@@ -151,7 +176,8 @@ def removal(
         posixpath.basename(target) for path, target in probe.links.items() if path not in set(links)
     }
     blobs = [sha256 for sha256 in dict.fromkeys(blobs) if sha256 not in held]
-    partials = [sha256 for sha256 in probe.partials if sha256 not in needed.values()]
+    begun = {*needed.values(), *awaited}
+    partials = [sha256 for sha256 in probe.partials if sha256 not in begun]
     return Removal(
         records=tuple(each.path for each in gone),
         links=tuple(dict.fromkeys(links)),

@@ -11,6 +11,7 @@ from tasks.rules import (
     build,
     fit,
     host,
+    making,
     memory,
     model,
     model_record,
@@ -148,12 +149,16 @@ def make_plan(
     order = [Severity.ERROR, Severity.WARNING, Severity.NOTE]
     findings.sort(key=lambda found: order.index(found.severity))
     to_build = build_plan.packages if build_plan else build.PACKAGES
-    wanted = to_build if release is None else RUNTIME_PACKAGES
+    work = [each.making for each in models if each.making and each.to_make]
+    wanted = [*(to_build if release is None else RUNTIME_PACKAGES)]
+    wanted += [name for each in work for name in making.packages(each)]
     return Plan(
         settings=settings,
         probe=probe,
         findings=tuple(findings),
-        missing_packages=tuple(name for name in wanted if name not in probe.packages),
+        missing_packages=tuple(
+            name for name in dict.fromkeys(wanted) if name not in probe.packages
+        ),
         stack=gpu,
         installation=put,
         build=build_plan,
@@ -164,6 +169,7 @@ def make_plan(
             probe,
             settings.model_keep,
             [word for each in instances for word in each.settings.server_extra_args],
+            [name for each in work for name in each.partials],
         ),
     )
 
@@ -266,7 +272,7 @@ def _fits_of(
     """How a model stands, and what drafts for it, which is part of the same process."""
     own = instance.settings
     size = sum(adapter.size or 0 for adapter, _ in wanted.adapters)
-    shape = found.get(instance.name, Found()).shape
+    shape = model.shape_of(wanted, found.get(instance.name, Found()))
     main = memory.judge(own, probe, shape and shape.with_adapters(size), there)
     draft = parts_of(own).get(DRAFT_PART)
     if main is None or draft is None:
@@ -307,7 +313,8 @@ RUNTIME_PACKAGES = ("ca-certificates", "curl", "libgomp1")
 
 def watched_packages() -> tuple[str, ...]:
     """Packages that the probe has to look at, as patterns that dpkg knows."""
-    return tuple(sorted({*build.PACKAGES, *RUNTIME_PACKAGES, *nvidia.watched_packages()}))
+    ours = {*build.PACKAGES, *RUNTIME_PACKAGES, *making.watched_packages()}
+    return tuple(sorted({*ours, *nvidia.watched_packages()}))
 
 
 def rows(plan: Plan) -> list[tuple[str, str]]:
@@ -467,6 +474,12 @@ def _instance_json(instance: Instance, plan: Plan) -> dict[str, object]:
             ],
             "bytes": wanted.size,
             "fetch": any(file.url for file in model.missing(wanted.everything)),
+            "quantise": wanted.making
+            and {
+                "to": wanted.making.quantisation.name,
+                "convert": wanted.making.converts,
+                "work": wanted.to_make,
+            },
         },
         "memory": judged
         and {

@@ -543,7 +543,7 @@ def _service(
         quote(f"{name}={value}", expand=True) for name, value in sorted(environment.items())
     )
     bare = _render("llama-server.service.j2", {**values, "environment": told})
-    hashes = [file.sha256 or "" for model in models for file in model.files]
+    hashes = [each for model in models for each in model.identity]
     texts = [bare, *hashes, *(file.content for file in (*job.own, *helpers))]
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
     written = _render(

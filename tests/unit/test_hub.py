@@ -21,6 +21,7 @@ from tasks.hub import Hub, HubError, Resolved
 from tasks.rules.findings import Severity
 from tasks.rules.hub_files import HubModel, parse_reference
 from tests.gguf_models import Dimensions, write
+from tests.safetensors_model import repository
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_tHiSiSaSeCrEt"
@@ -667,3 +668,66 @@ def test_no_message_has_a_signature(world: World) -> None:
     assert problem.finding.code == "no-such-file"
     assert "SIGNATURE" not in f"{problem!r} {problem} {problem.finding!r}"
     assert web.shown("https://user:pass@host:1/a?b=c#d") == "https://host:1/a"
+
+
+# What a quantisation is made from
+
+
+@pytest.fixture
+def weights(world: World) -> World:
+    """A repository of which the Hub tells the SHA-256 of the large file only."""
+    files = repository(parts=1)
+    world.contents.clear()
+    world.contents |= files
+    large = "model-00001-of-00001.safetensors"
+    world.description["siblings"] = [
+        sibling(name, content) if name == large else {"rfilename": name, "size": len(content)}
+        for name, content in files.items()
+    ]
+    world.publish()
+    return world
+
+
+def find_source(world: World, **more: Any) -> Resolved:
+    return hub.resolve_source(world.client(), parse_reference(REPO), **more)
+
+
+def test_weights_have_every_sha256_and_only_small_files_were_read(weights: World) -> None:
+    found = find_source(weights)
+    assert {each.path: each.sha256 for each in found.model.files} == {
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in weights.contents.items()
+        if not name.endswith((".md", ".py"))
+    }
+    assert found.config is not None
+    assert found.config["architectures"] == ["LlamaForCausalLM"]
+    assert found.shape is not None
+    assert len(found.shape.layers) == 2
+    assert not [path for path in weights.cdn.paths() if "safetensors" in path.split("?")[0]
+                and "index" not in path]  # fmt: skip
+    # What an earlier run found at this commit is not read again.
+    weights.cdn.asked.clear()
+    assert find_source(weights, pinned=found.model).model == found.model
+    assert weights.cdn.asked == []
+
+
+def test_a_small_file_of_another_size_is_refused(weights: World) -> None:
+    weights.cdn.answers["/cdn/config.json"] = ranges(b"{}")
+    with pytest.raises(HubError, match="gives another size"):
+        find_source(weights)
+
+
+def test_a_config_that_is_no_json_tells_nothing(weights: World) -> None:
+    for each in weights.description["siblings"]:
+        if each["rfilename"] == "config.json":
+            each["size"] = 3
+    weights.contents["config.json"] = b"[[["
+    weights.publish()
+    found = find_source(weights)
+    assert found.config == {}
+    assert found.shape is None
+
+
+def test_a_gguf_is_looked_into_whatever_its_name_says(world: World) -> None:
+    with pytest.raises(HubError, match=r"BF16-00001-of-00002.gguf is quantised already \(Q8_0\)"):
+        find_source(world)

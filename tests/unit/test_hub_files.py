@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,8 @@ from tasks.rules.hub_files import (
     quant_of,
     rank,
     select,
+    select_source,
+    source_names,
 )
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -418,3 +421,60 @@ def test_any_names_are_grouped_without_losing_one(paths: list[str]) -> None:
     assert len(in_order_of_trial(candidates(repository))) == len(candidates(repository))
     for group in candidates(repository):
         assert group.files
+
+
+# What a quantisation is made from
+
+TOKENIZED = ("config.json", "tokenizer.json")
+WHOLE = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", *TOKENIZED)
+
+
+def source(text: str, *paths: str) -> list[str]:
+    return [each.path for each in select_source(parse_reference(text), files(*paths)).files]
+
+
+def no_source(text: str, *paths: str) -> str:
+    with pytest.raises(ChoiceError) as caught:
+        source(text, *paths)
+    return caught.value.finding.code
+
+
+def test_a_gguf_that_nothing_was_taken_from_spares_the_conversion() -> None:
+    ggufs = ("m-F32.gguf", "m-F16.gguf", "m-BF16.gguf", "m-Q8_0.gguf")
+    assert source("user/repo", *WHOLE, *ggufs) == ["m-BF16.gguf"]
+    assert source("user/repo", *ggufs[:2]) == ["m-F16.gguf"]
+    assert source("user/repo:F32", *ggufs) == ["m-F32.gguf"]
+    assert source("user/repo/m-F16.gguf", *ggufs) == ["m-F16.gguf"]
+
+
+def test_of_weights_come_those_that_are_converted_with_what_belongs_to_them_and_no_code() -> None:
+    beside = ("merges.txt", "vocab.json", "chat_template.jinja", "1_Pooling/config.json")
+    others = (
+        *("modeling_x.py", "consolidated.safetensors", "README.md", "LICENSE.txt", "a.bin"),
+        *("onnx/model.onnx", "original/params.json", "adapter_model.safetensors"),
+    )
+    assert set(source("user/repo", *WHOLE, *beside, *others)) == {*WHOLE, *beside}
+
+
+@pytest.mark.parametrize(
+    ("paths", "code"),
+    [
+        (WHOLE[1:], "model-incomplete"),
+        (("model.safetensors", "tokenizer.json"), "no-config"),
+        (("model.safetensors", "config.json"), "no-tokenizer"),
+        (("m-Q4_K_M.gguf", "README.md"), "requantising"),
+        (("README.md", "pytorch_model.bin"), "no-source"),
+    ],
+)
+def test_what_cannot_be_quantised_is_said(paths: tuple[str, ...], code: str) -> None:
+    assert no_source("user/repo", *paths) == code
+
+
+def test_what_is_quantised_is_not_quantised_again() -> None:
+    assert no_source("user/repo:Q8_0", "m-Q8_0.gguf", "m-F16.gguf") == "requantising"
+
+
+@given(st.lists(st.text("/abmodel-0123456789.sfetnrjin", max_size=40), max_size=20))
+def test_whatever_lies_there_only_what_is_there_is_taken(names: list[str]) -> None:
+    with suppress(ChoiceError):
+        assert set(source_names("x", names)) <= set(names)
