@@ -29,7 +29,7 @@ def serve(plan: Plan) -> None:
     for file in dict.fromkeys(file for each in changed for file in each.helpers):
         _put(file)
     for unit in plan.leftovers:
-        service.removed(name=f"Remove {unit}", unit=unit)
+        service.stopped(name=f"Stop {unit}", unit=unit)
     if not plan.is_current:
         release.current(name="Switch to the release", build=plan.build, settings=plan.settings)
     for each in changed:
@@ -40,6 +40,8 @@ def serve(plan: Plan) -> None:
             unit=each.name,
             digest=each.digest,
         )
+    for unit in plan.leftovers:
+        service.removed(name=f"Remove {unit}", unit=unit)
 
 
 def _put(file: FilePlan) -> None:

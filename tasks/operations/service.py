@@ -60,6 +60,16 @@ fi
 
 
 @operation()
+def stopped(unit: str) -> Generator[PyinfraCommand, None, None]:
+    """A llama-server stopped, so that its port and memory are free.
+
+    It stays enabled until it is removed: if what takes its place does not become healthy, it is
+    started again.
+    """
+    yield shell.command(f"systemctl stop {unit}")
+
+
+@operation()
 def removed(unit: str) -> Generator[PyinfraCommand, None, None]:
     """A llama-server of ours stopped and off the host; drop-ins are the user's and stay."""
     files = shlex.join(files_of(unit))
@@ -115,7 +125,26 @@ def _restart(
     if not _roll_back(host, unit):
         shell.run(host, f"systemctl stop {unit}")
         shell.complain(host, f"{unit} was stopped: there is nothing older to go back to.")
+    for other in _stopped(host, unit):
+        if _start(host, other):
+            shell.complain(host, f"{other}: serves again.")
     return False
+
+
+def _stopped(host: Host, unit: str) -> list[str]:
+    """Other llama-servers of ours that should run and do not: stopped to make room."""
+    _, output = shell.run(
+        host,
+        f"""
+for file in {at.UNITS}/llama-server*.service; do
+  other=${{file##*/}}
+  [ "$other" != {unit} ] && grep -qsF '{at.UNIT_MARK}' "$file" &&
+    systemctl is-enabled --quiet "$other" && ! systemctl is-active --quiet "$other" && echo "$other"
+done
+true
+""",
+    )
+    return output.stdout_lines
 
 
 def _start(host: Host, unit: str) -> bool:

@@ -208,6 +208,12 @@ def test_a_router_with_a_model_that_does_not_load_goes_back(deployed: Deployed) 
     assert back.code == 0, back.said[-3000:]
     assert len(pids(deployed.host)) == 3
     assert deployed.again().changed == []
+    # What it was to replace was stopped for it, and serves again.
+    run = deployed.again(server_router=True, server_instances=bad)
+    assert run.code == 1
+    assert "llama-server@embed.service: serves again" in run.said
+    assert len(pids(deployed.host)) == 3
+    assert deployed.again().changed == []
 
 
 @pytest.mark.parametrize(
