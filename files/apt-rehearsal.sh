@@ -36,6 +36,8 @@ copy_sources() {
         done
     done
     cp /etc/apt/preferences.d/* "$WORK/preferences/" 2>/dev/null
+    # One pin of the driver takes the place of another.
+    [ -z "$PINS" ] || rm -f "$WORK"/preferences/nvidia-driver-pinning-*
     cp "$WORK"/new/etc/apt/preferences.d/* "$WORK/preferences/" 2>/dev/null
     for file in "$WORK"/new/etc/apt/sources.list.d/*.sources; do
         [ ! -f "$file" ] || sed "s|^Signed-By: |&$WORK/new|" "$file" >"$WORK/sources/${file##*/}"

@@ -25,6 +25,8 @@ def install(plan: Plan) -> None:
         environment=environment,
         brings=f"{toolkit.root}/bin/nvcc",
     )
+    if toolkit.mark is not None:
+        apt_get.marked(name="Remember which release it is", mark=toolkit.mark, root=toolkit.root)
     if toolkit.local is not None and not toolkit.local.keep:
         local_installer.removed(
             name="Remove the local installer", local=toolkit.local, environment=environment

@@ -24,6 +24,7 @@ from tasks.rules.findings import Finding, Severity, error
 from tasks.rules.fit import Verdict
 from tasks.rules.making import Folder
 from tasks.rules.model import Found, part_paths
+from tasks.rules.nvidia.installation import toolkit_marks
 from tasks.rules.plan import Plan, as_json, found_key, make_plan, rows, watched_packages
 from tasks.settings import LORA_PART, Settings, SettingsError, instances, load, parts
 from tasks.source_lookup import OnHost
@@ -62,7 +63,7 @@ def probe_host(settings: Settings) -> Probe:
             HostProbe,
             ports=tuple({own.server_port: None for own in wanted}),
             model_paths=tuple(path for path in models if path.startswith("/")),
-            files=(*server.watched_files(), APT_PENDING, DRIVER_MARK),
+            files=(*server.watched_files(), APT_PENDING, DRIVER_MARK, *toolkit_marks(settings)),
             packages=watched_packages(),
             _ignore_errors=True,
         )

@@ -92,6 +92,14 @@ def added(
     )
 
 
+_FORGOTTEN_PINS = f"""
+forgotten=$(dpkg-query -W -f '${{db:Status-Abbrev}} ${{Package}}\\n' '{apt.PINNING}*' 2>/dev/null |
+  sed -n 's/^rc *//p')
+[ -z "$forgotten" ] || dpkg --purge $forgotten || return
+"""
+"""Pins of before that were removed and not purged still hold."""
+
+
 @operation()
 def installed(
     packages: PackageSet, environment: Mapping[str, str], pins: bool = False, brings: str = ""
@@ -102,7 +110,8 @@ def installed(
     a power cut the next run finishes it. `brings` is a file that has to be there at the end.
     """
     if pins:
-        arguments = ["install", *packages.pins]
+        # A pin that gives way has its preferences in a configuration file, which is to go too.
+        arguments = ["--purge", *rehearsal.WHATEVER_IS_HELD, "install", *packages.pins]
     elif state.is_executing:
         arguments = rehearsal.arguments(packages.key)
     else:
@@ -115,12 +124,20 @@ def installed(
 mkdir -p {at.STATE} {archives}/partial || return
 printf '%s\\n' {shlex.quote(command)} >{at.APT_PENDING} && sync {at.APT_PENDING} || return
 apt-get -q -y {" ".join(OPTIONS)} {command} || return
+{_FORGOTTEN_PINS if pins else ""}
 [ -z "{brings}" ] || [ -e "{brings}" ] || {{ echo "E: {brings} is not there"; return 1; }}
 rm -f {at.APT_PENDING}
 """,
         environment,
         f"{packages.what} cannot be installed",
     )
+
+
+@operation()
+def marked(mark: str, root: str) -> Generator[PyinfraCommand, None, None]:
+    """Write down the version of a toolkit's nvcc, in a file that is named after the release."""
+    number = "s/.*, V\\([0-9.]*\\).*/\\1/p"
+    yield shell.command(f"{root}/bin/nvcc --version | sed -n '{number}' >{mark}")
 
 
 def run_apt(

@@ -31,6 +31,9 @@ NEW = f"{WORK}/new"
 """What is to lie under / in the end."""
 INSTALLER = f"{WORK}/installer"
 
+WHATEVER_IS_HELD = ("--allow-change-held-packages", "--ignore-hold")
+"""What depends on each other is held by ourselves; what others hold is seen to by apt.Limits."""
+
 _SCRIPT = (Path(__file__).parents[2] / "files" / "apt-rehearsal.sh").read_text()
 
 
@@ -224,7 +227,7 @@ def _check_versions(sets: tuple[PackageSet, ...], offered: Mapping[str, str]) ->
 def _arguments(wanted: PackageSet, offered: Mapping[str, str]) -> list[str]:
     return [
         "--install-recommends" if wanted.recommended else "--no-install-recommends",
-        "--allow-change-held-packages",  # what others hold is looked after: apt.Limits
+        *WHATEVER_IS_HELD,
         *(["--allow-downgrades"] if wanted.downgrades else []),
         "install",
         *wanted.packages,

@@ -77,6 +77,9 @@ def build(package: Package, folder: Path) -> Path:
         control = root / "DEBIAN"
         control.mkdir(mode=0o755)
         (control / "control").write_text(package.control)
+        kept = [path for path in package.files if path.startswith("/etc/")]
+        if kept:  # as debhelper does it: what is configured stays when the package goes
+            (control / "conffiles").write_text("".join(f"{path}\n" for path in kept))
         for script, commands in package.scripts.items():
             _write(control / script, f"#!/bin/sh\nset -e\n{commands}\n")
         root.chmod(0o755)

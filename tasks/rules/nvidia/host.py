@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +66,8 @@ class Host:
     """Whether the firmware trusts the key that DKMS signs with."""
     key_pending: bool = False
     """Whether it will ask at the next boot if it is to."""
+    releases: tuple[tuple[str, Version], ...] = ()
+    """Which patch release is where, as far as that was written down when it was installed."""
 
     @property
     def chips(self) -> tuple[Chip, ...]:
@@ -107,6 +110,17 @@ def is_complete(toolkit: at.Toolkit, probe: at.Probe) -> bool:
     return toolkit.has_cublas or package in probe.packages
 
 
+def _marked_releases(probe: at.Probe) -> Iterator[tuple[str, Version]]:
+    for path, file in probe.files.items():
+        if not path.startswith(at.TOOLKIT_MARK):
+            continue
+        release = Version(path.removeprefix(at.TOOLKIT_MARK))
+        for there in probe.toolkits:
+            text = f"{there.nvcc_version}\n".encode()
+            if hashlib.sha256(text).hexdigest() == file.sha256:
+                yield there.root, release
+
+
 def host_of(probe: at.Probe) -> Host | None:
     """A host as it was probed; None where its distribution is not supported."""
     distribution = tables.distribution(probe.os_id, probe.os_version, wsl=probe.wsl)
@@ -127,6 +141,7 @@ def host_of(probe: at.Probe) -> Host | None:
         secure_boot=bool(probe.secure_boot) and not probe.wsl,
         key_enrolled=probe.mok_keys.get(key) == "enrolled",
         key_pending=probe.mok_keys.get(key) == "pending",
+        releases=tuple(_marked_releases(probe)),
     )
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from jinja2 import Environment, StrictUndefined
 from packaging.version import InvalidVersion, Version
 
+from tasks import probe as at
 from tasks.probe import AptSource, Probe
 from tasks.rules import apt, tables
 from tasks.rules.findings import Finding, error, warning
@@ -160,6 +161,8 @@ class ToolkitInstallation:
     version: Version
     root: str
     packages: PackageSet
+    mark: str | None = None
+    """Where to write down that this is the patch release that was asked for."""
     local: LocalInstaller | None = None
 
 
@@ -507,6 +510,7 @@ def _toolkit(
     return ToolkitInstallation(
         version=toolkit.version,
         root=f"/usr/local/cuda-{toolkit.version}",
+        mark=next(iter(toolkit_marks(settings)), None),
         packages=PackageSet(
             key="toolkit",
             what=str(choice),
@@ -517,6 +521,12 @@ def _toolkit(
         ),
         local=local,
     )
+
+
+def toolkit_marks(settings: Settings) -> tuple[str, ...]:
+    """What tells that a toolkit is of the patch release that was asked for, if one was."""
+    asked = settings.cuda_version or ""
+    return (f"{at.TOOLKIT_MARK}{asked}",) if asked.count(".") == 2 else ()
 
 
 def _local_installer(

@@ -211,8 +211,14 @@ def installed_toolkits(host: Host) -> Iterator[ToolkitChoice]:
     for present in sorted(host.toolkits, key=lambda each: each.nvcc_version, reverse=True):
         toolkit = tables.toolkit(present.nvcc_version)
         if toolkit is not None:
+            marked = dict(host.releases).get(present.root)
             release = next(
-                (each for each in toolkit.releases if each.nvcc == present.nvcc_version), None
+                (
+                    each
+                    for each in toolkit.releases
+                    if each.nvcc == present.nvcc_version or each.version == marked
+                ),
+                None,
             )
             yield ToolkitChoice(toolkit, release, present.nvcc_version, present.root)
 

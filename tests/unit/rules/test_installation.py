@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 
-from tasks.probe import AptSource, Kernel, Probe, Toolkit
+from tasks.probe import AptSource, Kernel, ManagedFile, Probe, Toolkit
 from tasks.rules import apt, tables
 from tasks.rules.nvidia import installation as rules
 from tasks.rules.nvidia.installation import Expectation, Installation, kernel_meta
@@ -155,6 +156,23 @@ def test_a_patch_release_that_was_asked_for_is_that_one_or_none() -> None:
     assert found.toolkit is not None
     (expected,) = found.toolkit.packages.expectations
     assert "`cuda_install_method` local" in str(expected.objection("it", "12.9.2-1"))
+
+
+def test_a_patch_release_is_known_again_by_what_was_written_down() -> None:
+    """nvcc tells its build number, and for most releases no table says which that is."""
+    there = Toolkit("/usr/local/cuda-12.9", Version("12.9.86"))
+    probe = on("ubuntu 24.04", toolkits=(there,))
+    data = {"cuda_version": "12.9.2"}
+    first = installation(probe, **data).toolkit
+    assert first is not None
+    assert first.mark == "/var/lib/llamastead/cuda-12.9.2"
+    written = ManagedFile(hashlib.sha256(b"12.9.86\n").hexdigest(), 0o644, "root", "root")
+    known = replace(probe, files={first.mark: written})
+    assert installation(known, **data).toolkit is None
+    # It was another one since, or another one is asked for.
+    newer = replace(known, toolkits=(Toolkit("/usr/local/cuda-12.9", Version("12.9.90")),))
+    assert installation(newer, **data).toolkit is not None
+    assert installation(known, cuda_version="12.9.1").toolkit is not None
 
 
 def test_the_local_installer_is_nvidias_own_with_its_check_sum() -> None:
