@@ -55,6 +55,24 @@ class Run:
         """Lines that say what is wrong; pyinfra adds one of its own that counts commands."""
         return re.findall(r"Error: (?!executed \d).*", self.said)
 
+    # Of several hosts, one
+
+    def errors_on(self, host: LabHost) -> list[str]:
+        """Lines that say what is wrong with a host."""
+        return re.findall(rf"\[{host.name}\] +(Error: (?!executed \d).*)", self.said)
+
+    def operations_on(self, host: LabHost) -> list[str]:
+        """Operations that a host went through, whatever came of them, in order."""
+        return [
+            each["name"]
+            for each in self.operations
+            if any(host.name in each[outcome] for outcome in ("success", "error", "no_change"))
+        ]
+
+    def commands_on(self, host: LabHost) -> list[str]:
+        """Commands sent to a host."""
+        return re.findall(rf"\[{host.name}\] +>>> (.*)$", self.said, flags=re.MULTILINE)
+
 
 def access(lab: Lab, host: LabHost, *, sudo: bool = False) -> dict[str, Any]:
     """Host data that lets pyinfra in: as root, or as a user whose sudo wants a password."""

@@ -1,10 +1,13 @@
-"""deploy.py as far as NVIDIA's part of it goes: the lab's packages have nothing to compile with."""
+"""deploy.py as far as NVIDIA's part of it goes.
+
+Without compilers: the lab's packages have nothing to compile with.
+"""
 
 from tasks import container_toolkit, cuda_toolkit, driver, nvidia, packages, preflight
 
 plan = preflight.plan()
 preflight.lock()
-packages.install(plan)
+packages.prepare(plan)
 nvidia.prepare(plan)
 driver.install(plan)
 cuda_toolkit.install(plan)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .deb import LINK, Package
+from .elf import shared_library
 
 KEYRING = "/usr/share/keyrings/cuda-archive-keyring.gpg"
 LAST_PROPRIETARY = 610
@@ -65,9 +66,10 @@ def driver(version: str) -> Iterator[Package]:
     yield of.package(
         "libcuda1",
         files={
-            f"{library}.{version}": "no library\n",
+            f"{library}.{version}": shared_library("libcuda.so.1"),
             f"{library}.1": f"{LINK}libcuda.so.{version}",
         },
+        scripts={"postinst": "ldconfig"},
     )
     yield of.package("libnvidia-ml1")
     yield of.package("libnvidia-gl")

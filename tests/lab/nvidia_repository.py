@@ -10,14 +10,16 @@ What stands in the product's own tables about names and addresses is taken from 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.rules import tables
 
-from . import cuda_wheels, deb, nvidia_packages
+from . import cuda_wheels, deb, elf, nvidia_packages
 from .deb import Package, SigningKey
 from .outside import Outside
 from .tools import cache_directory, locked, run, say
@@ -37,6 +39,7 @@ NVCC = {"12.9.2": "12.9.86", "13.2.1": "13.2.78", "13.2.2": "13.2.86", "13.3.1":
 CONTAINER_TOOLKITS = ("1.20.0-1", "1.19.1-1", "1.19.0-1")
 LABEL = "NVIDIA CUDA"
 
+_FORGOTTEN_SECONDS = 24 * 3600
 _MACHINE = "x86_64"
 _FOLDER = "nvidia"
 _KEYS = {"cuda": "cudatools", "container": "NVIDIA CORPORATION", "stranger": "somebody else"}
@@ -150,7 +153,7 @@ def _key_file(repository: str) -> str:
 
 def _recipe() -> str:
     """Fingerprint of everything that the repositories are made from."""
-    sources = [Path(module.__file__ or "") for module in (deb, nvidia_packages)]
+    sources = [Path(module.__file__ or "") for module in (deb, elf, nvidia_packages)]
     texts = [path.read_bytes() for path in (*sources, Path(__file__))]
     keys = [signing_key(name).fingerprint.encode() for name in ("cuda", "container")]
     return hashlib.sha256(b"\0".join([*texts, *keys])).hexdigest()[:12]
@@ -161,10 +164,14 @@ def _made() -> Path:
     cache = cache_directory(_FOLDER)
     made = cache / f"repositories-{_recipe()}"
     with locked(cache / ".lock"):
-        if not made.is_dir():
+        if made.is_dir():
+            os.utime(made)
+        else:
             say("making NVIDIA's repositories, once")
+            # Not those that a test run of another checkout may use at this moment.
             for old in cache.glob("repositories-*"):
-                shutil.rmtree(old)
+                if time.time() - old.stat().st_mtime > _FORGOTTEN_SECONDS:
+                    shutil.rmtree(old)
             unfinished = cache / ".unfinished"
             shutil.rmtree(unfinished, ignore_errors=True)
             _make_all(unfinished)

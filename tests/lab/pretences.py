@@ -11,10 +11,19 @@ WSL_KERNEL = "6.6.87.2-microsoft-standard-WSL2"
 
 def load_driver(host: LabHost, version: str) -> None:
     """Let the kernel look as it would after a reboot: NVIDIA's driver is loaded."""
-    host.run(
-        "mount -o remount,rw /sys && mkdir -p /sys/module/nvidia && "
-        f"echo {version} >/sys/module/nvidia/version && mount -o remount,ro /sys"
-    )
+    _in_sys(host, f"mkdir -p module/nvidia && echo {version} >module/nvidia/version")
+
+
+def switch_secure_boot(host: LabHost, on: bool) -> None:
+    """Let the firmware say that Secure Boot is on; or let there be no such firmware."""
+    variable = "firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+    write = f"mkdir -p firmware/efi/efivars && printf '\\6\\0\\0\\0\\1' >{variable}"
+    _in_sys(host, write if on else "rm -rf firmware")
+
+
+def _in_sys(host: LabHost, script: str) -> None:
+    """In nspawn /sys is a folder like others, into which some of the real one is mounted."""
+    host.run(f"mount -o remount,rw /sys && cd /sys && {script} && mount -o remount,ro /sys")
 
 
 def have_driver(host: LabHost, version: str) -> None:
@@ -39,7 +48,10 @@ def enter_wsl(host: LabHost, windows_driver: str) -> None:
 
 
 def run_docker(host: LabHost) -> None:
-    """Let the host have a Docker that says of itself what a deploy asks, and logs its reloads."""
+    """Let the host have a Docker that says of itself what a deploy asks, and logs its reloads.
+
+    It has an image if there is a file /root/image, which says what containers print.
+    """
     _program(
         host,
         "docker",
@@ -47,6 +59,8 @@ def run_docker(host: LabHost) -> None:
         case "$1" in
             --version) echo "Docker version 28.0.1, build 0000000" ;;
             info) cat /etc/docker/daemon.json 2>/dev/null ;;
+            images) [ ! -e /root/image ] || echo 0123456789ab ;;
+            run) cat /root/image; ! grep -q rror /root/image ;;
         esac
         """,
     )
