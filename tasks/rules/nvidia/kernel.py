@@ -119,11 +119,14 @@ def kernel_order(release: str) -> tuple[int, ...]:
 
 
 def _dkms(probe: Probe, driver: DriverChoice | None) -> Iterator[Finding]:
+    is_driver = tables.housekeeping().is_driver_package
+    # Packages that dpkg could not set up are set up again, and DKMS builds once more.
+    once_more = any(is_driver(name) for name in probe.dpkg_broken)
     for module in probe.dkms:
         for kernel in module.failed:
             now = kernel == probe.kernel
             same = driver is not None and module.version.startswith(f"{driver.branch}.")
-            fatal = now and same and probe.driver_loaded is None
+            fatal = now and same and probe.driver_loaded is None and not once_more
             finding = error if fatal else warning
             yield finding(
                 "dkms-failed",
