@@ -563,7 +563,8 @@ def _no_gguf(reference: Reference, files: Sequence[HubFile]) -> Finding:
         f"model: {reference.repo} has no GGUF model"
         + (", only safetensors" if weights else f" among its {len(files)} files"),
         "llama.cpp reads GGUF only",
-        f"Look for a repository with {posixpath.basename(reference.repo)}-GGUF in its name.",
+        f"Look for a repository with {posixpath.basename(reference.repo)}-GGUF in its name"
+        + (", or set model_quantize to make one of it." if weights else "."),
     )
 
 
