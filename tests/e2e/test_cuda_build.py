@@ -71,10 +71,10 @@ class Site:
     data: dict[str, Any]
     folder: Path
 
-    def run(self) -> Run:
+    def run(self, **data: Any) -> Run:
         """Deploy as far as compiling goes."""
-        inventory = deploys.write_inventory(self.folder, {self.host.name: self.data})
-        return deploys.run(inventory, SCRIPT)
+        inventory = deploys.write_inventory(self.folder, {self.host.name: {**self.data, **data}})
+        return deploys.run(inventory, SCRIPT, timeout=4 * 3600)
 
     def release(self) -> str:
         """Folder of the newest release."""
@@ -165,6 +165,24 @@ def test_one_kernel_is_linked_as_it_should_be(site: Site, one_kernel: Run) -> No
 def test_a_second_run_changes_nothing(site: Site, one_kernel: Run) -> None:
     assert one_kernel.code == 0
     again = site.run()
+    assert (again.code, again.changed) == (0, [])
+
+
+@pytest.mark.timeout(4 * 3600)
+def test_the_whole_of_llama_cpp(site: Site, one_kernel: Run) -> None:
+    """Without the kernels of flash attention, which take most of the time."""
+    assert one_kernel.code == 0
+    data = {
+        "llama_cpp_version": LLAMA_CPP_COMMIT,
+        "llama_cpp_cmake_args": {"GGML_CUDA_FA": "OFF"},
+    }
+    run = site.run(**data)
+    assert run.code == 0, run.said[-6000:]
+    found = machine_code(site.host, f"{site.release()}/lib/libggml-cuda.so")
+    assert set(found) == {"ELF sm_120a"}
+    assert found["ELF sm_120a"] > 100
+    assert_linked(site)
+    again = site.run(**data)
     assert (again.code, again.changed) == (0, [])
 
 
