@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tasks.operations.model_file import _hand_over
+from tasks.operations.model_file import hand_over
 from tasks.probe import BLOBS, INCOMING
 from tasks.rules.model import ModelFile
 from tests.e2e import deploys
@@ -70,7 +70,7 @@ class Download:
         if done.returncode == 0:
             for sha256, _, name, _ in self.files or [(SHA256, 0, "file.gguf", "")]:
                 path = f"/var/lib/llamastead/models/test/{name}"
-                self.host.run(_hand_over(ModelFile(path, sha256, None)))
+                self.host.run(hand_over(ModelFile(path, sha256, None)))
         return done
 
     def stored(self) -> str:

@@ -159,10 +159,10 @@ def test_root_does_not_follow_what_the_worker_puts_in_its_folder(
     code = tmp_path / "code.py"
     code.write_text(
         "from pyinfra.operations import server\n"
-        "from tasks.operations.model_file import _hand_over\n"
+        "from tasks.operations.model_file import hand_over\n"
         "from tasks.rules.model import ModelFile\n"
         "path = '/var/lib/llamastead/models/x/x.gguf'\n"
-        f"server.shell(_hand_over(ModelFile(path, {sha256!r}, None)))\n"
+        f"server.shell(hand_over(ModelFile(path, {sha256!r}, None)))\n"
     )
     inventory = deploys.write_inventory(tmp_path, {strange.host.name: strange.data})
     run = deploys.run(inventory, str(code))
