@@ -228,4 +228,5 @@ def _labs() -> Path:
     Two test runs at a time need two of them, or one takes down what the other has under the same
     name. What takes long to make, such as base roots, they share.
     """
-    return cache_directory(os.environ.get("LLAMASTEAD_LABS") or "labs")
+    other = os.environ.get("LLAMASTEAD_LABS")
+    return cache_directory(f"labs-{other}" if other else "labs")
