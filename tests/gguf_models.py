@@ -72,6 +72,21 @@ def write(path: Path, dims: Dimensions, *, data: bool = True, parts: int = 1) ->
     return paths
 
 
+def write_imatrix(path: Path, dims: Dimensions) -> Path:
+    """Write an importance matrix for a model without experts: every input matters as much."""
+    writer = gguf.GGUFWriter(path, arch="")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["nothing.txt"])
+    writer.add_uint32("imatrix.chunk_count", 1)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for name, shape in tensors_of(dims):
+        if len(shape) > 1:
+            writer.add_tensor(f"{name}.in_sum2", np.ones((1, shape[0]), np.float32))
+            writer.add_tensor(f"{name}.counts", np.ones((1, 1), np.float32))
+    _finish(writer, data=True)
+    return path
+
+
 def _finish(writer: Any, data: bool) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

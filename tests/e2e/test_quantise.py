@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Deployed, deploy, new_host
-from tests.gguf_models import Dimensions, write
+from tests.gguf_models import Dimensions, write, write_imatrix
 from tests.lab import Lab, LabHost, python_packages
 from tests.safetensors_model import repository
 
@@ -152,6 +152,20 @@ def test_a_file_of_the_host_and_one_of_this_machine(deployed: Deployed, folder: 
         assert deployed.again(model=model, model_quantize="Q5_0").changed == []
     assert len({*map(str, sources.values())}) == 1  # the same SHA-256, by whichever way it came
     assert host.run("ls /srv/own").stdout.strip() == "own f16.gguf"
+    assert deployed.again().code == 0
+
+
+def test_with_an_importance_matrix_what_takes_one_is_made(deployed: Deployed, folder: Path) -> None:
+    matrix = write_imatrix(folder / "imatrix.gguf", PLAIN)
+    data = {"model_quantize": "IQ2_XS", "model_imatrix": f"file:{matrix}"}
+    run = deployed.again(**data)
+    assert run.code == 0, run.said[-3000:]
+    path = served(deployed.host)
+    assert path.endswith("/Tiny-IQ2_XS.gguf")
+    assert types(deployed.host).startswith("IQ2_XS")
+    assert record(deployed.host, path)["made"]["imatrix"]
+    assert left(deployed.host) == []
+    assert deployed.again(**data).changed == []
     assert deployed.again().code == 0
 
 
