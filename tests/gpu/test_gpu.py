@@ -19,7 +19,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -358,6 +358,26 @@ def test_a_server_that_fell_back_to_the_cpu_is_found_out(
         print(f"\nfiles of the driver that are open: {found.gpu_handles}")
         assert proof.judge(SERVER_UNIT, url, found, on_gpu=True).faults
         assert proof.judge(SERVER_UNIT, url, replace(found, log=()), on_gpu=True).faults
+
+
+def test_servers_beside_each_other_keep_to_the_cards_they_are_given(
+    made: Made, probe: Probe, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    cards = sorted(gpu.address for gpu in probe.gpus)
+    if len(cards) < 2:
+        pytest.skip("there is one card only")
+    with ExitStack() as stack:
+        for number, address in enumerate(cards):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            wanted = {**tiny, "server_gpu_devices": [number]}
+            url, process, log = stack.enter_context(serving(made, probe, folder, wanted))
+            found = answers(url, process, log)
+            verdict = proof.judge(SERVER_UNIT, url, found, on_gpu=True)
+            assert verdict.faults == ()
+            used = re.findall(r"using device CUDA\d+ \(.+?\) \(([0-9a-f:.]+)\)", log.read_text())
+            print(f"\n{number}: {verdict.device} at {used}", end="")
+            assert used == [address]
 
 
 SHAPES = {
