@@ -108,6 +108,13 @@ def write_inventory(folder: Path, hosts: Mapping[str, Mapping[str, Any]]) -> Pat
     return path
 
 
+def served(host: LabHost) -> str:
+    """The model that llama-server was started with."""
+    command = "tr '\\0' '\\n' </proc/$(systemctl show llama-server -p MainPID --value)/cmdline"
+    words = host.run(command).stdout.splitlines()
+    return words[words.index("--model") + 1]
+
+
 def command(inventory: Path | str, script: str, arguments: Sequence[str] = ()) -> list[str]:
     """The command line of a run whose commands and results can be read."""
     return [str(PYINFRA), str(inventory), script, "-y", "-vv", "--json", *arguments]

@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e import deploys
 from tests.e2e.conftest import Deployed, deploy, new_host
+from tests.e2e.deploys import served
 from tests.e2e.watcher import Watcher, kept
 from tests.gguf_models import Dimensions, write
 from tests.lab import Fault, Lab, LabHost
@@ -60,13 +61,6 @@ def deployed(published: Lab, tmp_path_factory: pytest.TempPathFactory) -> Deploy
 def _healed(lab: Lab) -> Iterator[None]:
     yield
     lab.outside.heal()
-
-
-def served(host: LabHost) -> str:
-    """What llama-server was started with."""
-    command = "tr '\\0' '\\n' </proc/$(systemctl show llama-server -p MainPID --value)/cmdline"
-    words = host.run(command).stdout.splitlines()
-    return words[words.index("--model") + 1]
 
 
 def blobs(host: LabHost) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Deployed, deploy, new_host
+from tests.e2e.deploys import served
 from tests.gguf_models import Dimensions, write, write_imatrix
 from tests.lab import Lab, LabHost, python_packages
 from tests.safetensors_model import repository
@@ -65,13 +66,6 @@ def deployed(published: Lab, folder: Path) -> Deployed:
         model_sha256=None,
         model_quantize="q4_k_m",
     )
-
-
-def served(host: LabHost) -> str:
-    """What llama-server was started with."""
-    command = "tr '\\0' '\\n' </proc/$(systemctl show llama-server -p MainPID --value)/cmdline"
-    words = host.run(command).stdout.splitlines()
-    return words[words.index("--model") + 1]
 
 
 def types(host: LabHost) -> str:
