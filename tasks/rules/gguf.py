@@ -182,11 +182,6 @@ class Header:
         """Files that the model is split into."""
         return _whole(self.metadata.get("split.count")) or 1
 
-    @property
-    def tensor_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.size for tensor in self.tensors)
-
 
 def _whole(value: Value | None) -> int | None:
     if isinstance(value, float) and math.isfinite(value) and value == int(value):

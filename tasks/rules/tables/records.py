@@ -654,11 +654,6 @@ class BuildOption(Sourced):
             and (self.first_cuda is None or (cuda is not None and cuda >= self.first_cuda))
         )
 
-    @property
-    def of_source(self) -> bool:
-        """Whether it is llama.cpp's, not CMake's own."""
-        return not self.name.startswith("CMAKE_")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class FlashAttentionPairs(Sourced):
