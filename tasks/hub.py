@@ -25,6 +25,7 @@ from tasks.rules.hub_files import (
     HubModel,
     Ranking,
     Reference,
+    first_that_fits,
     is_poor,
     is_weights,
     projector,
@@ -33,6 +34,7 @@ from tasks.rules.hub_files import (
     select_source,
 )
 from tasks.rules.making import shape_of_config
+from tasks.rules.outside import json_object, shown
 from tasks.rules.quantisation import quantised_types
 
 ENDPOINT = "https://huggingface.co"
@@ -58,7 +60,7 @@ class Hub:
     @property
     def shown(self) -> str:
         """As it may be printed."""
-        return web.shown(self.address)
+        return shown(self.address)
 
     @property
     def credential(self) -> web.Token | None:
@@ -252,21 +254,13 @@ def _looked_up_source(
         if each.sha256 is None or each.path == "config.json":
             known, content = _hashed(hub, reference.repo, each)
         files.append(known)
-        config = _config(content) if each.path == "config.json" else config
+        config = json_object(content or b"") or {} if each.path == "config.json" else config
     model = HubModel(
         reference, found.commit, found.gated, replace(chosen, files=tuple(files)), None
     )
     weights = sum(each.size for each in files if is_weights(each.path))
     shape = shape_of_config(config, weights) if config else None
     return Resolved(model, None, shape, None, tuple(_about_token(hub)), config)
-
-
-def _config(content: bytes | None) -> Mapping[str, Any]:
-    try:
-        found = json.loads(content or b"")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _hashed(hub: Hub, repo: str, each: HubFile) -> tuple[HubFile, bytes]:
@@ -371,18 +365,20 @@ def _ranking(
     if fits is None:
         return Ranking(tried[0], (), tried[1:])
     shape: Shape | None = None
-    for index, each in enumerate(tried):
+
+    def does(each: Candidate) -> bool:
+        nonlocal shape
         try:
             if shape is not None and not fits(
                 replace(shape, weights=shape.weights.scaled(each.size))
             ):
-                continue
+                return False
             shape = shape_of(header(hub, each))
         except GgufError:
-            continue
-        if fits(shape):
-            return Ranking(each, tried[:index], tried[index + 1 :])
-    return Ranking(None, tried, ())
+            return False
+        return fits(shape)
+
+    return first_that_fits(tried, does)
 
 
 # The API

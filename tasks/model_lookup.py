@@ -23,6 +23,7 @@ from tasks.rules.hub_files import HubModel, Reference, candidates, in_order_of_t
 from tasks.rules.memory import Neighbour
 from tasks.rules.model import Found
 from tasks.rules.model_record import Original
+from tasks.rules.outside import shown
 from tasks.settings import Settings
 
 _BLOCK = 8 * 1024**2
@@ -240,7 +241,7 @@ def shape_of_url(url: str) -> tuple[Shape | None, tuple[Finding, ...]]:
     try:
         return _shape_of((web.RemoteFile(url),)), ()
     except (GgufError, web.WebError) as problem:
-        return None, (unread(web.shown(url), problem),)
+        return None, (unread(shown(url), problem),)
 
 
 def shape_of_sources(

@@ -6,11 +6,9 @@ tell.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tasks import hub, web
 from tasks.hub import HubError
@@ -24,6 +22,7 @@ from tasks.rules.hub_files import ChoiceError, Reference, is_weights, requantise
 from tasks.rules.making import Folder, Ingredient, shape_of_config
 from tasks.rules.model import Found
 from tasks.rules.model_record import Record
+from tasks.rules.outside import json_object, shown
 from tasks.rules.quantisation import quantised_types
 from tasks.settings import Settings
 
@@ -64,7 +63,7 @@ def _sources(
         return _here(Path(settings.model_upload).expanduser().absolute(), record)
     if not wanted or record is not None:
         return Found(), ()
-    shape, said = _plain(web.shown(wanted), (web.RemoteFile(wanted),))
+    shape, said = _plain(shown(wanted), (web.RemoteFile(wanted),))
     return Found(shape=shape), said
 
 
@@ -118,7 +117,7 @@ def _here(given: Path, record: Record | None) -> tuple[Found, tuple[Finding, ...
         if not given.is_dir():
             shape, said = _plain(str(given), [LocalFile(path) for path in paths])
             return Found(originals=originals, shape=shape), said
-        config = _config(given / "config.json")
+        config = json_object((given / "config.json").read_bytes()) or {}
     except OSError as problem:
         raise ChoiceError(
             error(
@@ -129,14 +128,6 @@ def _here(given: Path, record: Record | None) -> tuple[Found, tuple[Finding, ...
         ) from None
     size = sum(each.size for each in originals if is_weights(each.path))
     return Found(originals=originals, shape=shape_of_config(config, size), config=config), ()
-
-
-def _config(path: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _plain(name: str, sources: Sequence[Source]) -> tuple[Shape | None, tuple[Finding, ...]]:

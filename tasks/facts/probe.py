@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pyinfra.api import FactBase, FactProcessError
 from tasks import probe
 from tasks.facts import nvidia
 from tasks.facts.lines import Lines, number, version
+from tasks.facts.told import assignments
 from tasks.probe import (
     Folder,
     Gpu,
@@ -54,8 +54,7 @@ class HostProbe(FactBase[Probe]):
             "lock": probe.LOCK,
             **nvidia.wanted(),
         }
-        head = "".join(f"{name}={shlex.quote(value)}\n" for name, value in wanted.items())
-        return head + _SCRIPT + _END
+        return assignments(wanted) + _SCRIPT + _END
 
     def process(self, output: list[str]) -> Probe:
         """Probe from the script's output."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from urllib.parse import quote
 from pyinfra.api import FactBase
 
 from tasks import probe as at
+from tasks.facts.told import assignments
+from tasks.rules.outside import json_object
 from tasks.rules.proof import Answers
 
 _SCRIPT = (Path(__file__).parent / "proof.sh").read_text()
@@ -54,8 +55,7 @@ class ServerProof(FactBase[Answers]):
             "question": question,
             "request": json.dumps(request),
         }
-        head = "".join(f"{name}={shlex.quote(value)}\n" for name, value in wanted.items())
-        return head + _SCRIPT
+        return assignments(wanted) + _SCRIPT
 
     def process(self, output: list[str]) -> Answers:
         """Answers from the script's output."""
@@ -73,8 +73,8 @@ def parse(output: list[str]) -> Answers:
     on_gpus = [int(value) for key, value in pairs if key == "gpu_memory_mib" and value.isdigit()]
     return Answers(
         health=int(health) if health.isdigit() else None,
-        props=_object(told.get("props", "")),
-        answer=_object(told.get("answer", "")),
+        props=json_object(told.get("props", "")) or {},
+        answer=json_object(told.get("answer", "")) or {},
         executable=told.get("executable") or None,
         memory_bytes=sum(memory) * 1024 if memory else None,
         exposure=float(exposure) if re.fullmatch(r"\d+\.\d+", exposure) else None,
@@ -82,11 +82,3 @@ def parse(output: list[str]) -> Answers:
         gpu_memory_bytes=sum(on_gpus) * 1024**2 if on_gpus else None,
         log=tuple(value for key, value in pairs if key == "log"),
     )
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

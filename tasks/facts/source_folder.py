@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import shlex
 
 from pyinfra.api import FactBase
 
 from tasks.rules.making import Folder, Listed
+from tasks.rules.outside import json_object
 
 _SCRIPT = r"""
 if [ -d "$path" ]; then
@@ -20,7 +20,8 @@ if [ -d "$path" ]; then
 elif [ -f "$path" ]; then
     printf 'folder\t%s\n' "${path%/*}"
     for file in "$@"; do
-        [ ! -f "$file" ] || printf 'file\t%s\t%s\n' "$(stat -L -c '%s\t%Y' "$file")" "${file##*/}"
+        [ ! -f "$file" ] ||
+            printf 'file\t%s\t%s\n' "$(stat -L --printf '%s\t%Y' "$file")" "${file##*/}"
     done
 fi
 true
@@ -37,8 +38,7 @@ class SourceFolder(FactBase["Folder | None"]):
 
     def command(self, path: str, parts: tuple[str, ...] = ()) -> str:
         """The listing; parts are the files of which path is the first."""
-        script = _SCRIPT.replace("'%s\\t%Y'", "'%s	%Y'")
-        return f"path={shlex.quote(path.rstrip('/') or '/')}\nset -- {shlex.join(parts)}\n{script}"
+        return f"path={shlex.quote(path.rstrip('/') or '/')}\nset -- {shlex.join(parts)}\n{_SCRIPT}"
 
     def process(self, output: list[str]) -> Folder | None:
         """Folder from lines of `key<TAB>value`."""
@@ -58,7 +58,6 @@ class SourceFolder(FactBase["Folder | None"]):
 
 def _config(told: str) -> dict[str, object] | None:
     try:
-        found = json.loads(base64.b64decode(told, validate=True))
-    except (binascii.Error, ValueError, RecursionError):
+        return json_object(base64.b64decode(told, validate=True))
+    except binascii.Error:
         return None
-    return found if isinstance(found, dict) else None

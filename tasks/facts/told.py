@@ -1,4 +1,4 @@
-"""What a script on a host is told by standard input, since it may be secret.
+"""What a script on a host is told: in front of it, or by standard input where it may be secret.
 
 A command line stands in the host's process list, and in what pyinfra prints with -vv.
 """
@@ -11,6 +11,11 @@ from io import StringIO
 
 LISTEN = 'eval "$(cat)"\n'
 """Stands before a script that is told so."""
+
+
+def assignments(variables: Mapping[str, str]) -> str:
+    """Shell that sets variables for the script alone."""
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
 def exports(variables: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pyinfra.api import Host, State, operation
 from pyinfra.api.command import FunctionCommand, PyinfraCommand
 
+from tasks.facts.told import assignments
 from tasks.operations import shell
 from tasks.probe import LOGS
 
@@ -129,7 +130,7 @@ def _run_to_end(host: Host, job: Job) -> bool:
 def start_command(job: Job) -> str:
     """Shell that starts the job and says `started`, or finds it running and says `joined`."""
     variables = {**job.variables, "LOG": job.log}
-    head = "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
+    head = assignments(variables)
     script, env = f"{RUN}/{job.name}.sh", f"{RUN}/{job.name}.env"
     files = _files(job)
     properties = {

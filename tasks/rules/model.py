@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from tasks import probe as at
 from tasks.probe import Probe
@@ -17,6 +17,7 @@ from tasks.rules.findings import Finding, error
 from tasks.rules.hub_files import HubFile, HubModel
 from tasks.rules.making import Folder, Ingredient, Making
 from tasks.rules.model_record import Made, Original, Record
+from tasks.rules.outside import shown
 from tasks.rules.space import Need
 from tasks.settings import Settings
 
@@ -236,11 +237,7 @@ def plan(settings: Settings, probe: Probe, found: Found | None = None) -> ModelP
 
 def _shown(model: str) -> str:
     """A model as it may be printed: an address without credentials, and what may sign it."""
-    if not model.startswith("http"):
-        return model
-    parts = urlsplit(model)
-    netloc = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+    return shown(model) if model.startswith("http") else model
 
 
 def _on_host(path: str, sha256: str | None, probe: Probe) -> ModelPlan:
